@@ -1,0 +1,48 @@
+# One command from a fresh checkout: every target first makes .venv. `make help` lists them.
+PYTHON ?= python3
+CONFIG ?= base
+VENV   := .venv
+PY     := PYTHONPATH=. $(VENV)/bin/python
+STAMP  := $(VENV)/.stamp
+export CONFIG WAVES
+
+.DEFAULT_GOAL := help
+.PHONY: help env sim test bench verilog lint formal dma-soak clean
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@echo "  variables: CONFIG=tiny|base|ecp5|big  WAVES=1  PYTHON=python3.x  T=<pytest arguments>  ARGS=<program arguments>"
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --progress-bar off --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+env: $(STAMP)  ## make .venv with every pinned tool
+
+sim: env  ## run a model on the simulated tile (CONFIG=, WAVES=1)
+	$(PY) -m sim.main $(ARGS)
+
+test: env  ## every test, with progress (T="-k name" selects)
+	$(PY) -m pytest -v $(T)
+
+bench: env  ## cycles, utilisation and bytes against their bounds -> build/bench.json
+	@mkdir -p build
+	$(PY) -m sim.bench $(ARGS)
+
+verilog: env  ## export build/$(CONFIG).v
+	$(PY) -m hw.export --config $(CONFIG) -o build/$(CONFIG).v
+
+lint: env  ## ruff and mypy
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+formal: env  ## proofs in sim/formal
+	$(PY) -m pytest -v sim/formal $(T)
+
+dma-soak: env  ## a million random DMA transfers with stalls, errors and resets
+	$(PY) -m sim.dma_soak $(ARGS)
+
+clean:  ## remove build products, keep .venv
+	rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info sim_build
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

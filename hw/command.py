@@ -1,0 +1,66 @@
+"""Command port: turns the sequencer's word beats into the decoded command of one unit."""
+from amaranth import Module, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .glue import Fifo
+from .isa import Instruction
+from .ports import PC_BITS, SEM_BITS, command_layout
+
+__all__ = ["CommandPort", "FIFO_DEPTH", "beat_layout", "go_layout"]
+
+FIFO_DEPTH = 64
+"""Beats that a command port holds: a burst of at most 33 beats (32 operands and `go`) starts when 33 are free."""
+
+beat_layout = data.StructLayout({"value": 32, "index": 5, "go": 1})
+"""Operand `index` of the next command is `value`; or, with `go`, the command is complete and `value` is a `go_layout`."""
+
+go_layout = data.StructLayout({"sig_a": SEM_BITS, "sig_b": SEM_BITS, "sig_c": SEM_BITS, "pc": PC_BITS})
+
+
+class CommandPort(wiring.Component):
+    """Assembles beats into commands: absent operands get the table's default, `mask` tells which were present.
+
+    Members: `i` (beats), `o` (command_layout(ins)), `level` (beats waiting), `busy` (a beat or a command is held).
+    Double buffered: the operands of the next command are collected while `o` waits; one beat per cycle, `o` one cycle
+    after `go`. Beats of operands that the instruction does not have are ignored. Reset drops everything.
+    """
+
+    def __init__(self, ins: Instruction):
+        self.ins = ins
+        super().__init__({
+            "i": In(stream.Signature(beat_layout)),
+            "o": Out(stream.Signature(command_layout(ins))),
+            "level": Out(range(FIFO_DEPTH + 2)),
+            "busy": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.fifo = fifo = Fifo(beat_layout, FIFO_DEPTH)
+        wiring.connect(m, fifo.i, wiring.flipped(self.i))
+        beat = fifo.o.payload
+        go = Signal(go_layout)
+        take = Signal()
+        m.d.comb += [
+            go.eq(beat.value),
+            fifo.o.ready.eq(~beat.go | ~self.o.valid | self.o.ready),
+            take.eq(fifo.o.valid & fifo.o.ready & beat.go),
+            self.level.eq(fifo.level),
+            self.busy.eq(fifo.level.any() | self.o.valid),
+        ]
+        with m.If(self.o.ready):
+            m.d.sync += self.o.valid.eq(0)
+        with m.If(take):
+            m.d.sync += [self.o.valid.eq(1), *(self.o.payload[f].eq(go[f]) for f in ("sig_a", "sig_b", "sig_c", "pc"))]
+        mask = Signal(len(self.ins.operands))
+        with m.If(take):
+            m.d.sync += [self.o.payload.mask.eq(mask), mask.eq(0)]
+        for k, operand in enumerate(self.ins.operands):
+            # The collecting register starts at the default, so that an absent operand needs no multiplexer.
+            value = Signal(32, init=operand.default, name=f"{operand.name}_next")
+            with m.If(fifo.o.valid & ~beat.go & (beat.index == k)):
+                m.d.sync += [value.eq(beat.value), mask[k].eq(1)]
+            with m.If(take):
+                m.d.sync += [self.o.payload[operand.name].eq(value), value.eq(operand.default)]
+        return m

@@ -1,0 +1,262 @@
+"""What both DMA engines share: descriptors to bursts, bursts to beats, completions to semaphore signals.
+
+The DRAM side of a transfer is called *far*, the SRAM side *near*. A run is cut where `far` crosses a multiple of the
+largest burst (`axi_burst_beats` beats, a divisor of 4 KB), so no burst crosses a 4 KB page.
+"""
+from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, enum, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import bits_for, exact_log2
+
+from .config import TileConfig
+from .glue import Fifo, SkidBuffer
+from .isa import Instruction
+from .ports import PC_BITS, SEM_BITS, command_layout
+
+__all__ = ["Beats", "Bursts", "Fault", "Signals", "beat_layout", "boot_layout", "burst_layout", "fifo_depth"]
+
+boot_layout = data.StructLayout({"src": 32, "words": PC_BITS + 1})
+"""Program load: DRAM byte address (multiple of 4) and number of 32-bit words."""
+
+
+class Fault(enum.Enum, shape=2):
+    """Why a run was refused."""
+    NONE = 0
+    DRAM = 1
+    SRAM = 2
+
+
+def fifo_depth(config: TileConfig) -> int:
+    """Bursts and instructions queued inside an engine; one LUT RAM is 16 deep anyway."""
+    return max(16, 2 * config.axi_outstanding)
+
+
+def _run_fields(config: TileConfig) -> dict:
+    lanes = exact_log2(config.axi_bytes)
+    return {
+        "far": 32,  # first byte of the burst; of a refused run, the offending address
+        "near": exact_log2(config.sram_bytes),  # SRAM address of the run's first byte
+        "rot": lanes,  # (near - far) mod axi_bytes, the same for every beat of a run
+        "borrow": 1,  # near mod axi_bytes < far mod axi_bytes
+        "tail": lanes,  # lane of the run's last byte
+        "first": 1, "last": 1,  # first, last burst (beat) of the run
+        "end": 1,  # the last one of the instruction
+        "null": 1,  # instruction that copies nothing: no beats
+        "boot": 1, "fault": Fault, "pc": PC_BITS,
+    }
+
+
+def burst_layout(config: TileConfig) -> data.StructLayout:
+    """One burst of `beats` + 1 beats, or a marker without beats (null, fault)."""
+    return data.StructLayout({**_run_fields(config), "beats": exact_log2(config.axi_burst_beats)})
+
+
+def beat_layout(config: TileConfig) -> data.StructLayout:
+    """One beat; `final` marks the last beat of its burst."""
+    return data.StructLayout({**_run_fields(config), "final": 1})
+
+
+class Bursts(wiring.Component):
+    """Walks the descriptor and issues one burst per cycle: its address on `address`, the rest through `push`.
+
+    far, near: names of the command's operands of the DRAM and the SRAM side ("src", "dst").
+
+    Members
+    * `command`, `boot`: work, taken in order of arrival (boot first); `ticket`: semaphore numbers of each command taken.
+    * `dram_base`, `dram_size`: window that every run must lie in (33-bit arithmetic, clamped to 2^32), else the run, and
+      everything after it, is refused: a burst with `fault` is pushed in its place. DRAM is checked before SRAM.
+    * `room`: the engine can take a burst; `push`: it has to, `burst` is valid; `length`: bytes of the run minus 1.
+    * `address`: registered AR or AW stream; `retire`: a burst left the bus; `inflight`: not all have.
+    * `halt`: issue nothing more.
+
+    A command accepted in cycle t has its first address valid in cycle t + 2; then one burst per cycle, through runs and
+    commands, while fewer than `axi_outstanding` are in flight.
+    """
+
+    def __init__(self, config: TileConfig, ins: Instruction, far: str, near: str):
+        self.config, self.ins, self.far, self.near = config, ins, far, near
+        super().__init__({
+            "command": In(stream.Signature(command_layout(ins))),
+            "boot": In(stream.Signature(boot_layout)),
+            "ticket": Out(stream.Signature(data.StructLayout({f"sig_{s}": SEM_BITS for s in "abc"}))),
+            "dram_base": In(32), "dram_size": In(32),
+            "room": In(1), "push": Out(1), "burst": Out(burst_layout(config)), "length": Out(32),
+            "address": Out(stream.Signature(data.StructLayout({"addr": 32, "len": 8}))),
+            "retire": In(1), "inflight": Out(1), "halt": In(1), "busy": Out(1), "waiting": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config, cmd = self.config, self.command.payload
+        lanes = exact_log2(config.axi_bytes)
+        low = exact_log2(config.axi_bytes * config.axi_burst_beats)  # address bits inside the largest burst
+
+        # The instruction.
+        valid, null, boot = Signal(), Signal(), Signal()
+        pc = Signal(PC_BITS)
+        length, one_burst = Signal(32), Signal()  # bytes - 1; they fit `low` bits
+        n1, n1_is_1 = Signal(32), Signal()
+        far1, far2, near1, near2 = (Signal(32, name=name) for name in ("far1", "far2", "near1", "near2"))
+        top, far_limit, near_limit = Signal(33), Signal(34), Signal(34)  # highest legal address of a run of this length
+        # The run and the burst.
+        run_far, run_near, row_far, row_near = (Signal(32, name=n) for n in ("run_far", "run_near", "row_far", "row_near"))
+        left1, last1, left2, last2 = Signal(32), Signal(), Signal(32), Signal()
+        addr, rest, rest_fits, first = Signal(32), Signal(32), Signal(), Signal()  # rest: bytes of the run from addr on, - 1
+
+        end = self.dram_base + self.dram_size
+        m.d.sync += top.eq(Mux(end[32], 1 << 32, end))
+
+        # This burst. Limits are signed; addresses are not.
+        refused_far = (addr < self.dram_base) | (addr.as_unsigned() > far_limit.as_signed())
+        refused_near = run_near.as_unsigned() > near_limit.as_signed()
+        fault = Signal(Fault)
+        m.d.comb += fault.eq(Mux(null | ~first, Fault.NONE,
+                                 Mux(refused_far, Fault.DRAM, Mux(refused_near, Fault.SRAM, Fault.NONE))))
+        bare = null | (fault != Fault.NONE)
+        total = Signal(low + 1)
+        m.d.comb += total.eq(addr[:low] + rest[:low])
+        last = rest_fits & ~total[low]
+        final = Signal()
+        m.d.comb += final.eq(null | (last & last1 & last2))
+
+        m.submodules.address = address = SkidBuffer(self.address.payload.shape())
+        wiring.connect(m, wiring.flipped(self.address), address.o)
+        outstanding = Signal(range(config.axi_outstanding + 1))
+        free, dead = Signal(), Signal()
+        m.d.comb += [
+            free.eq(self.room & address.i.ready & (outstanding != config.axi_outstanding) & ~self.halt & ~dead),
+            self.push.eq(valid & free),
+            self.inflight.eq(outstanding.any()), self.busy.eq(valid), self.waiting.eq(valid & ~self.push),
+            address.i.valid.eq(self.push & ~bare),
+            address.i.payload.addr.eq(Cat(Const(0, lanes), addr[lanes:])),
+            address.i.payload.len.eq(self.burst.beats),
+            self.burst.far.eq(Mux(fault == Fault.SRAM, run_near, addr)),
+            self.burst.near.eq(run_near), self.burst.rot.eq(run_near[:lanes] - run_far[:lanes]),
+            self.burst.borrow.eq(run_near[:lanes] < run_far[:lanes]), self.burst.tail.eq(total[:lanes]),
+            self.burst.beats.eq((total[lanes:low] | (~last).replicate(low - lanes)) - addr[lanes:low]),
+            self.burst.first.eq(first), self.burst.last.eq(last), self.burst.end.eq(final), self.burst.null.eq(null),
+            self.burst.boot.eq(boot), self.burst.fault.eq(fault), self.burst.pc.eq(pc), self.length.eq(length),
+        ]
+        m.d.sync += outstanding.eq(outstanding + (address.i.valid & address.i.ready) - self.retire)
+
+        # Next burst, run, instruction.
+        next_far, next_near = Signal(32), Signal(32)
+        m.d.comb += [
+            next_far.eq(Mux(last1, row_far, run_far) + Mux(last1, far2, far1)),
+            next_near.eq(Mux(last1, row_near, run_near) + Mux(last1, near2, near1)),
+        ]
+        with m.If(self.push):
+            m.d.sync += dead.eq(fault != Fault.NONE)
+            with m.If(last):
+                m.d.sync += [addr.eq(next_far), run_far.eq(next_far), run_near.eq(next_near), first.eq(1),
+                             rest.eq(length), rest_fits.eq(one_burst)]
+                with m.If(last1):
+                    m.d.sync += [row_far.eq(next_far), row_near.eq(next_near), left1.eq(n1), last1.eq(n1_is_1),
+                                 left2.eq(left2 - 1), last2.eq(left2 == 2)]
+                with m.Else():
+                    m.d.sync += [left1.eq(left1 - 1), last1.eq(left1 == 2)]
+            with m.Else():
+                m.d.sync += [addr.eq(Cat(Const(0, low), addr[low:] + 1)), first.eq(0), rest[:low].eq(total[:low])]
+                with m.If(~total[low]):
+                    m.d.sync += [rest[low:].eq(rest[low:] - 1), rest_fits.eq(rest[low:] == 1)]
+            with m.If(final):
+                m.d.sync += valid.eq(0)
+
+        accept, take, use_boot = Signal(), Signal(), self.boot.valid
+        far, near = cmd[self.far], cmd[self.near]
+        m.d.comb += [
+            accept.eq((~valid | (self.push & final)) & ~self.halt & ~dead),
+            self.boot.ready.eq(accept),
+            self.command.ready.eq(accept & ~use_boot & self.ticket.ready),
+            self.ticket.valid.eq(accept & ~use_boot & self.command.valid),
+            *(self.ticket.payload[f"sig_{s}"].eq(cmd[f"sig_{s}"]) for s in "abc"),
+            take.eq((use_boot & self.boot.ready) | (self.command.valid & self.command.ready)),
+        ]
+        start, size = Signal(32), Signal(32)
+        m.d.comb += [start.eq(Mux(use_boot, Cat(Const(0, 2), self.boot.payload.src[2:]), far)),
+                     size.eq(Mux(use_boot, self.boot.payload.words << 2, cmd.len))]
+        with m.If(take):
+            m.d.sync += [
+                valid.eq(1), boot.eq(use_boot), pc.eq(Mux(use_boot, 0, cmd.pc)), first.eq(1),
+                null.eq(~size.any() | (~use_boot & (~cmd.n1.any() | ~cmd.n2.any()))),
+                addr.eq(start), run_far.eq(start), row_far.eq(start),
+                run_near.eq(Mux(use_boot, 0, near)), row_near.eq(Mux(use_boot, 0, near)),
+                length.eq(size - 1), rest.eq(size - 1),
+                one_burst.eq(~size[low + 1:].any() & ~(size[low] & size[:low].any())),
+                rest_fits.eq(~size[low + 1:].any() & ~(size[low] & size[:low].any())),
+                n1.eq(cmd.n1), n1_is_1.eq(use_boot | (cmd.n1 == 1)), left1.eq(cmd.n1), last1.eq(use_boot | (cmd.n1 == 1)),
+                left2.eq(cmd.n2), last2.eq(use_boot | (cmd.n2 == 1)),
+                far1.eq(cmd[f"{self.far}1"]), far2.eq(cmd[f"{self.far}2"]),
+                near1.eq(cmd[f"{self.near}1"]), near2.eq(cmd[f"{self.near}2"]),
+                far_limit.eq(top - size),
+                near_limit.eq(Mux(use_boot, 0, config.sram_bytes - size)),
+            ]
+        return m
+
+
+class Beats(wiring.Component):
+    """Cuts bursts into beats, one per cycle; a marker without beats (null, fault) passes as one item.
+
+    `first` and `last` of a beat are those of its run. Latency 1, registered output.
+    """
+
+    def __init__(self, config: TileConfig):
+        self.config = config
+        super().__init__({"i": In(stream.Signature(burst_layout(config))), "o": Out(stream.Signature(beat_layout(config)))})
+
+    def elaborate(self, platform):
+        m = Module()
+        burst, beat = self.i.payload, self.o.payload
+        count, begun = Signal(len(burst.beats)), Signal()
+        bare = burst.null | (burst.fault != Fault.NONE)
+        final = bare | (count == burst.beats)
+        advance = ~self.o.valid | self.o.ready
+        m.d.comb += self.i.ready.eq(advance & final)
+        with m.If(advance):
+            m.d.sync += self.o.valid.eq(self.i.valid)
+            with m.If(self.i.valid):
+                m.d.sync += [
+                    count.eq(Mux(final, 0, count + 1)), begun.eq(~final),
+                    *(Cat(beat[f]).eq(Cat(burst[f])) for f in _run_fields(self.config)),
+                    beat.first.eq(burst.first & ~begun), beat.last.eq(burst.last & final), beat.end.eq(burst.end & final),
+                    beat.final.eq(final),
+                ]
+        return m
+
+
+class Signals(wiring.Component):
+    """Sends the semaphore numbers of completed instructions, in order, those that are 0 left out.
+
+    Members: `ticket`, the `count` numbers of each instruction accepted; `complete`, instructions completed in this cycle
+    (0 to 2; never more than tickets given); `signal`; `busy`, some ticket is not done. A ticket with at most one number
+    takes one cycle.
+    """
+
+    def __init__(self, config: TileConfig, count: int):
+        self.depth, self.count = fifo_depth(config), count
+        super().__init__({
+            "ticket": In(stream.Signature(data.ArrayLayout(SEM_BITS, count))),
+            "complete": In(2), "signal": Out(stream.Signature(SEM_BITS)), "busy": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.fifo = fifo = Fifo(self.ticket.payload.shape(), self.depth)
+        wiring.connect(m, wiring.flipped(self.ticket), fifo.i)
+        due, sent = Signal(bits_for(self.depth + 2)), Signal(self.count)
+        todo = Signal(self.count)
+        m.d.comb += [*(todo[k].eq(fifo.o.payload[k].any() & ~sent[k]) for k in range(self.count)),
+                     self.busy.eq(fifo.level.any() | self.signal.valid)]
+        only = ~(todo & (todo - 1)[:self.count]).any()  # at most one number is left
+        with m.If(self.signal.ready):
+            m.d.sync += self.signal.valid.eq(0)
+        with m.If(fifo.o.valid & due.any() & (~self.signal.valid | self.signal.ready | ~todo.any())):
+            m.d.comb += fifo.o.ready.eq(only)
+            m.d.sync += sent.eq(Mux(only, 0, sent | (todo & ~(todo - 1)[:self.count])))
+            with m.If(todo.any()):
+                m.d.sync += self.signal.valid.eq(1)
+            for k in reversed(range(self.count)):
+                with m.If(todo[k]):
+                    m.d.sync += self.signal.payload.eq(fifo.o.payload[k])
+        # The lowest number set is taken: later assignments win, so the loop runs downwards.
+        m.d.sync += due.eq(due + self.complete - (fifo.o.valid & fifo.o.ready))
+        return m

@@ -1,0 +1,147 @@
+"""Stream glue: skid buffer, FIFO, round-robin arbiter, stream merger. Payloads hold until taken, `valid` never depends on `ready`."""
+
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.hdl import ShapeLike
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from .memory import DualPortRam
+
+__all__ = ["Fifo", "RoundRobin", "SkidBuffer", "StreamArbiter", "onehot_mux", "raw"]
+
+
+def raw(view):
+    """The bits of a payload, whatever its layout."""
+    return view.as_value() if isinstance(view, data.View) else view
+
+
+def onehot_mux(select, values):
+    """AND-OR multiplexer: values[k] for the one bit k of `select` that is set, 0 when none is. `values` have one width."""
+    values = [raw(value) for value in values]
+    result = values[0] & select[0].replicate(len(values[0]))
+    for k, value in enumerate(values[1:], 1):
+        result = result | (value & select[k].replicate(len(value)))
+    return result
+
+
+class SkidBuffer(wiring.Component):
+    """Two-entry stream buffer that cuts both directions: `o.valid`, `o.payload` and `i.ready` are registers.
+
+    Latency 1, one item per cycle. `o.valid` is also "holds anything". Reset empties it.
+    """
+
+    def __init__(self, shape: ShapeLike):
+        self.shape = shape
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        skid = Signal.like(raw(self.i.payload))
+        full = Signal()
+        m.d.comb += self.i.ready.eq(~full)
+        with m.If(~self.o.valid | self.o.ready):
+            with m.If(full | self.i.valid):  # a payload at rest toggles nothing
+                m.d.sync += raw(self.o.payload).eq(Mux(full, skid, raw(self.i.payload)))
+            m.d.sync += [self.o.valid.eq(full | self.i.valid), full.eq(0)]
+        with m.Elif(self.i.valid & ~full):
+            m.d.sync += [skid.eq(raw(self.i.payload)), full.eq(1)]
+        return m
+
+
+class Fifo(wiring.Component):
+    """Show-ahead FIFO in a small RAM (LUT RAM on FPGAs), whose read register is the output.
+
+    Latency 2, one item per cycle; `i.ready` and `o.valid` are registers. Holds at least `depth` items (`depth` in the RAM, one
+    at the output): a credit scheme with `depth` credits never sees `i.ready` low. `level` counts every item held, 0 to depth + 1.
+    `depth` is a power of two, at least 2. Reset empties it.
+    """
+
+    def __init__(self, shape: ShapeLike, depth: int):
+        if depth < 2 or depth & (depth - 1):
+            raise ValueError(f"depth {depth}: allowed is a power of two, at least 2")
+        self.shape = shape
+        self.depth = depth
+        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)),
+                          "level": Out(range(depth + 2))})
+
+    def elaborate(self, platform):
+        m = Module()
+        bits = ceil_log2(self.depth)
+        m.submodules.ram = ram = DualPortRam(width=len(raw(self.i.payload)), depth=self.depth)
+        # Pointers have one bit more than the address, so that full and empty differ.
+        head, tail = Signal(bits + 1), Signal(bits + 1)
+        stored = Signal(bits + 1)
+        push, pull = Signal(), Signal()
+        full = Signal()
+        m.d.comb += [
+            stored.eq(tail - head),
+            self.i.ready.eq(~full),
+            push.eq(self.i.valid & ~full),
+            pull.eq((head != tail) & (~self.o.valid | self.o.ready)),
+            ram.wstrb.eq(push), ram.waddr.eq(tail[:bits]), ram.wdata.eq(raw(self.i.payload)),
+            ram.ren.eq(pull), ram.raddr.eq(head[:bits]), raw(self.o.payload).eq(ram.rdata),
+            self.level.eq(stored + self.o.valid),
+        ]
+        m.d.sync += [
+            head.eq(head + pull), tail.eq(tail + push),
+            full.eq((stored + push - pull)[:bits + 1] == self.depth),
+            self.o.valid.eq(pull | (self.o.valid & ~self.o.ready)),
+        ]
+        return m
+
+
+class RoundRobin(wiring.Component):
+    """Round-robin arbiter of `count` requestors: `grant` is one-hot (0 without requests), combinational from `requests`.
+
+    While `advance` is high and something is granted, the turn moves past the granted requestor; while it is low, the turn stays.
+    A requestor that keeps asking is granted after at most count - 1 grants to others.
+    """
+
+    def __init__(self, count: int):
+        if count < 1:
+            raise ValueError(f"count {count}: allowed is at least 1")
+        self.count = count
+        super().__init__({"requests": In(count), "grant": Out(count), "advance": In(1, init=1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        n = self.count
+        if n == 1:
+            m.d.comb += self.grant.eq(self.requests)
+            return m
+        # x & ~(x - turn) isolates the first set bit of x at or above the one-hot `turn`: one carry chain, unrolled twice round.
+        turn = Signal(n, init=1)
+        twice, first = Signal(2 * n), Signal(2 * n)
+        m.d.comb += [
+            twice.eq(Cat(self.requests, self.requests)),
+            first.eq(twice & ~(twice - turn)),
+            self.grant.eq(first[:n] | first[n:]),
+        ]
+        with m.If(self.advance & self.requests.any()):
+            m.d.sync += turn.eq(self.grant.rotate_left(1))
+        return m
+
+
+class StreamArbiter(wiring.Component):
+    """Merges `count` streams into one, round robin, with a registered output.
+
+    Members: `i` (array of streams), `o`. Latency 1, one item per cycle in total. Order within each input is kept.
+    """
+
+    def __init__(self, shape: ShapeLike, count: int):
+        self.shape = shape
+        self.count = count
+        super().__init__({"i": In(stream.Signature(shape)).array(count), "o": Out(stream.Signature(shape))})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.turns = turns = RoundRobin(self.count)
+        space = ~self.o.valid | self.o.ready
+        m.d.comb += [turns.requests.eq(Cat(s.valid for s in self.i)), turns.advance.eq(space)]
+        m.d.comb += [s.ready.eq(turns.grant[k] & space) for k, s in enumerate(self.i)]
+        with m.If(space):
+            m.d.sync += self.o.valid.eq(turns.requests.any())
+            with m.If(turns.requests.any()):
+                m.d.sync += raw(self.o.payload).eq(onehot_mux(turns.grant, [s.payload for s in self.i]))
+        return m

@@ -1,0 +1,95 @@
+"""Semaphore file: 16-bit counters between the hardware threads, the units and other tiles."""
+from amaranth import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .config import TileConfig
+from .glue import RoundRobin, onehot_mux
+from .isa import THREADS
+from .ports import SEM_BITS
+
+__all__ = ["COUNT_BITS", "Semaphores", "add_layout"]
+
+COUNT_BITS = 16
+add_layout = data.StructLayout({"sem": SEM_BITS, "count": COUNT_BITS})
+
+
+class Semaphores(wiring.Component):
+    """`config.semaphores` counters, all 0 after reset and after `clear`.
+
+    Members
+        signal: one stream of semaphore numbers per unit, each item adds 1 (number 0 is never sent).
+        add: two streams (sequencer, NoC) of {sem, count}.
+        wait: one stream of {sem, count} per thread; it is taken when the counter is at least `count`, which it then loses.
+        error, error_sem: high from the cycle after an addition went over 65535; the counter then keeps its value.
+        idle: nothing offered and nothing in flight, except waits that cannot be satisfied.
+
+    One operation every two cycles: read, then add or compare and write. Waits go first (each is tried only when new and after
+    an addition to its counter), additions are served round robin. From a lone signal to the wait it satisfies: 5 cycles.
+    Numbers must be below `config.semaphores`: the issuers check.
+    """
+
+    def __init__(self, config: TileConfig):
+        self.config = config
+        super().__init__({
+            "signal": In(stream.Signature(SEM_BITS)).array(len(THREADS)),
+            "add": In(stream.Signature(add_layout)).array(2),
+            "wait": In(stream.Signature(add_layout)).array(len(THREADS)),
+            "clear": In(1),
+            "error": Out(1),
+            "error_sem": Out(SEM_BITS),
+            "idle": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        sources = [*((s, s.payload, Const(1, COUNT_BITS)) for s in self.signal),
+                   *((s, s.payload.sem, s.payload.count) for s in self.add)]
+        m.submodules.turns = turns = RoundRobin(len(sources))
+        counters = Array(Signal(COUNT_BITS, name=f"counter_{k}") for k in range(self.config.semaphores))
+
+        # The operation: accepted when `busy` is low, its counter read in the next cycle, written in the one after.
+        op = Signal(add_layout)
+        waiter = Signal(len(THREADS))  # one-hot; 0: an addition
+        busy, write = Signal(), Signal()
+        value = Signal(COUNT_BITS)
+        tried = Signal(len(THREADS))
+        first = Signal(len(THREADS))
+        todo = Cat(w.valid for w in self.wait) & ~tried & ~waiter  # never twice in a row: its result is not out yet
+        free = ~busy | write
+        m.d.comb += [
+            first.eq(todo & ~(todo - 1)[:len(THREADS)]),
+            turns.requests.eq(Cat(s.valid for s, _, _ in sources)),
+            turns.advance.eq(free & ~first.any()),
+        ]
+        for k, (source, _, _) in enumerate(sources):
+            m.d.comb += source.ready.eq(turns.grant[k] & free & ~first.any())
+        with m.If(free):
+            m.d.sync += [
+                waiter.eq(first), busy.eq(first.any() | turns.requests.any()),
+                op.eq(Mux(first.any(), onehot_mux(first, [w.payload for w in self.wait]),
+                          onehot_mux(turns.grant, [Cat(sem, count) for _, sem, count in sources]))),
+            ]
+        m.d.sync += [write.eq(busy & ~write), value.eq(counters[op.sem])]
+
+        total, rest = Signal(COUNT_BITS + 1), Signal(COUNT_BITS + 1)
+        done, wrong = Signal(), Signal()
+        m.d.comb += [
+            total.eq(value + op.count), rest.eq(value - op.count),
+            done.eq(write & Mux(waiter.any(), ~rest[-1], ~total[-1])),
+            wrong.eq(write & ~waiter.any() & total[-1]),
+        ]
+        with m.If(done):
+            m.d.sync += counters[op.sem].eq(Mux(waiter.any(), rest, total))
+        with m.If(wrong & ~self.error):
+            m.d.sync += [self.error.eq(1), self.error_sem.eq(op.sem)]
+        for t, wait in enumerate(self.wait):
+            m.d.comb += wait.ready.eq(done & waiter[t])
+            with m.If(write & waiter[t]):
+                m.d.sync += tried[t].eq(rest[-1])
+            with m.Elif(write & ~waiter.any() & (wait.payload.sem == op.sem)):
+                m.d.sync += tried[t].eq(0)
+        m.d.comb += self.idle.eq(~busy & ~turns.requests.any() & ~todo.any())
+        with m.If(self.clear):
+            m.d.sync += [busy.eq(0), write.eq(0), tried.eq(0), self.error.eq(0), *(c.eq(0) for c in counters)]
+        return m

@@ -1,0 +1,494 @@
+"""Program memory and sequencer: five hardware threads share one instruction memory and one free-running pipeline.
+
+    fetch | memory | decode | read registers, add | execute, write
+      ^ one word per cycle, first and second word of an instruction in consecutive cycles
+
+A thread has one instruction in flight. A sequencer instruction takes six cycles (late ones: hw/alu.py), so several threads
+fill the pipeline. A unit instruction starts a *burst*: its operand words are fetched in consecutive cycles, and stream through the
+same adder into the unit's command port. The pipeline never stalls: an instruction that cannot go on when it is decoded
+(resource taken, wait pending, words not loaded yet) has no effect and is fetched again later.
+"""
+from functools import reduce
+from operator import or_
+from types import SimpleNamespace
+
+from amaranth import Array, Cat, Const, Module, Mux, Signal
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from .alu import LATE, LateUnit, fast_alu
+from .command import FIFO_DEPTH, beat_layout
+from .config import TileConfig
+from .glue import RoundRobin, onehot_mux, raw
+from .isa import ARGS, BY_OP, ENTRY_WORDS, LOOP_DEPTH, REGISTERS, TABLE, THREADS, UNIT_OPS, Alu, Error, Op
+from .memory import DualPortRam
+from .ports import PC_BITS, SramRead, error_layout
+from .semaphores import COUNT_BITS, add_layout
+
+__all__ = ["ADDR_BITS", "ProgramMemory", "Sequencer"]
+
+N = len(THREADS)
+ADDR_BITS = PC_BITS + 1
+"""Word indices inside the sequencer: one bit more than an index, so that one past the end and beyond can be told apart."""
+BURST_BEATS = 33
+REGISTER_ROWS = 128
+INIT_ROWS = N * REGISTERS
+UNIT = {ins.unit: ins for ins in UNIT_OPS}
+
+
+def _field(word, op: Op, name: str):
+    """Bits of word 0 that hold a field of the table."""
+    f = next(f for f in BY_OP[op].fields if f.name == name)
+    return word[f.lo:f.lo + f.width]
+
+
+def _encode(onehot):
+    """Number of the bit that is set."""
+    bits = range((len(onehot) - 1).bit_length())
+    return Cat(reduce(or_, (onehot[k] for k in range(len(onehot)) if k >> b & 1)) for b in bits)
+
+
+class ProgramMemory(wiring.Component):
+    """Instruction memory, filled in order while threads may already run.
+
+    Members
+        load, load_words: pulse; forget the program and expect that many words (1..imem_words) on `words`.
+        drop: pulse; forget the program (it failed to load).
+        words: stream of instruction words, always taken.
+        addr, data: read port; data one cycle after the address.
+        loaded: words that may be read; complete: all of them are loaded. entries: words 0..4, 0 until loaded.
+    """
+
+    def __init__(self, config: TileConfig):
+        self.config = config
+        super().__init__({
+            "load": In(1), "load_words": In(ADDR_BITS), "drop": In(1),
+            "words": In(stream.Signature(32)),
+            "addr": In(PC_BITS), "data": Out(32),
+            "loaded": Out(ADDR_BITS), "complete": Out(1, init=1), "entries": Out(32).array(N),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.ram = ram = DualPortRam(width=32, depth=self.config.imem_words)
+        total = Signal(ADDR_BITS)
+        push = Signal()
+        m.d.comb += [
+            self.words.ready.eq(1),
+            push.eq(self.words.valid & ~self.complete),
+            ram.wstrb.eq(push), ram.waddr.eq(self.loaded[:len(ram.waddr)]), ram.wdata.eq(self.words.payload),
+            ram.raddr.eq(self.addr[:len(ram.raddr)]), self.data.eq(ram.rdata),
+        ]
+        with m.If(push):
+            m.d.sync += [self.loaded.eq(self.loaded + 1), self.complete.eq(self.loaded + 1 == total)]
+            for k, entry in enumerate(self.entries):
+                with m.If(self.loaded == k):
+                    m.d.sync += entry.eq(self.words.payload)
+        with m.If(self.load | self.drop):
+            m.d.sync += [self.loaded.eq(0), total.eq(self.load_words), self.complete.eq(self.drop),
+                         *(entry.eq(0) for entry in self.entries)]
+        return m
+
+
+class Sequencer(wiring.Component):
+    """Runs the threads; docs/architecture.md and hw/isa.py define what each instruction does.
+
+    Members
+        ready: registers are zero, `start` is accepted (80 cycles after reset). start: pulse; threads begin as soon as the entry
+            words are there. stop: issue nothing any more (until reset).
+        addr, data, loaded, complete, entries: `ProgramMemory`. args: CSR ARG0..7.
+        beats, levels: word beats to the command ports and their fill.
+        wait, add: to the semaphores. lds: SRAM read port.
+        error: held with the first error until reset; pc is the failing instruction's first word.
+        halted, waiting: one bit per thread; done: all threads have halted and nothing of them is on its way.
+        progress: a thread completed an instruction. issued: per unit, a command was completed. count_words: words read.
+
+    A thread waits at most once at a time, and runs ahead of a pending WAIT up to the next WAIT, SIGNAL, LDS or HALT or to the
+    completion of a unit instruction, whose operands stream while it waits.
+    """
+
+    def __init__(self, config: TileConfig):
+        self.config = config
+        super().__init__({
+            "ready": Out(1), "start": In(1), "stop": In(1),
+            "addr": Out(PC_BITS), "data": In(32),
+            "loaded": In(ADDR_BITS), "complete": In(1), "entries": In(32).array(N),
+            "args": In(32).array(ARGS),
+            "beats": Out(stream.Signature(beat_layout)).array(N), "levels": In(range(FIFO_DEPTH + 2)).array(N),
+            "wait": Out(stream.Signature(add_layout)).array(N), "add": Out(stream.Signature(add_layout)),
+            "lds": Out(SramRead(config)),
+            "error": Out(error_layout),
+            "halted": Out(N, init=(1 << N) - 1), "waiting": Out(N), "done": Out(1),
+            "progress": Out(1), "issued": Out(N), "count_words": Out(1),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        s = self._state()
+        m.submodules.late = s.late = LateUnit(self.config)
+        m.submodules.minuends = s.minuends = DualPortRam(width=32, depth=REGISTER_ROWS)  # register file, one copy per read port
+        m.submodules.addends = s.addends = DualPortRam(width=32, depth=REGISTER_ROWS)
+        m.submodules.loops = s.loops = DualPortRam(width=ADDR_BITS + 32, depth=32)
+        self._control(m, s)
+        self._fetch(m, s)
+        self._decode(m, s)
+        self._burst(m, s)
+        self._read(m, s)
+        self._execute(m, s)
+        return m
+
+    def _state(self) -> SimpleNamespace:
+        """Signals shared by the stages; `d_`, `e_` and `x_` belong to decode, read-and-add and execute."""
+        s = SimpleNamespace()
+        s.pc = [Signal(ADDR_BITS, name=f"pc_{t}") for t in range(N)]
+        s.depth = [Signal(range(LOOP_DEPTH + 1), name=f"depth_{t}") for t in range(N)]
+        s.idle = Signal(N)          # nothing in flight
+        s.wake = [Signal(N, name=f"wake_{k}") for k in ("launch", "go", "retry", "late", "execute")]
+        s.take = Signal(N)          # granted a fetch
+        s.hold_wait = Signal(N)     # fetch again when no wait is pending
+        s.hold_burst = Signal(N)    # fetch again when a burst may start
+        s.go = Signal(N)            # operands streamed, command not completed
+        s.go_value = [Signal(32, name=f"go_value_{t}") for t in range(N)]
+        s.pending = Cat(w.valid for w in self.wait)
+        s.room, s.frozen = Signal(N), Signal()
+        s.init_row, s.init = Signal(range(INIT_ROWS + 1)), Signal()
+        s.late_busy, s.add_busy, s.late_thread, s.late_rd = Signal(), Signal(), Signal(N), Signal(4)
+        # Burst: fetch side; data side (operands not yet decoded).
+        s.b_fetch, s.b_pc, s.b_start = Signal(), Signal(ADDR_BITS), Signal()
+        s.b_busy, s.b_mask, s.b_raw = Signal(), Signal(32), Signal(32)
+        s.b_low, s.b_last = Signal(32), Signal()
+        # Fetched word at the decode stage, and the word before it.
+        for d in "dw":
+            for name, width in (("word", 32), ("pc", ADDR_BITS), ("ok", 1), ("complete", 1)):
+                setattr(s, f"{d}_{name}", Signal(width, name=f"{d}_{name}"))
+        s.d_first, s.d_second, s.d_burst, s.d_thread = Signal(), Signal(), Signal(), Signal(N)
+        for d in "ex":
+            for name, width in (("instr", 1), ("burst", 1), ("thread", N), ("op", 6), ("word", 32), ("pc", ADDR_BITS),
+                                ("index", 5), ("last", 1), ("late", 1)):
+                setattr(s, f"{d}_{name}", Signal(width, name=f"{d}_{name}"))
+        s.e_imm, s.e_reg, s.e_rs, s.e_two = Signal(32), Signal(), Signal(), Signal()
+        s.e_bad = {name: Signal(name=f"e_bad_{name}") for name in ("pc", "opcode", "field", "end", "mask", "thread", "sem")}
+        s.x_a, s.x_y, s.x_code, s.x_value = Signal(32), Signal(32), Signal(4), Signal(32)
+        s.x_next, s.x_skip, s.x_start = Signal(ADDR_BITS), Signal(ADDR_BITS), Signal(ADDR_BITS)
+        s.x_count, s.x_more = Signal(32), Signal()
+        return s
+
+    def _control(self, m: Module, s: SimpleNamespace) -> None:
+        """Start, register initialisation, completion of commands, end."""
+        starting, launch = Signal(), Signal()
+        going = Signal(N)
+        m.d.comb += [
+            s.init.eq(s.init_row != INIT_ROWS), self.ready.eq(~s.init),
+            s.frozen.eq(self.stop | self.error.valid),
+            launch.eq(starting & (self.complete | (self.loaded >= ENTRY_WORDS))),
+            going.eq(s.go & ~s.pending & ~s.frozen.replicate(N)),
+            s.wake[1].eq(going), self.issued.eq(going), self.waiting.eq(s.pending),
+            self.done.eq(~starting & ~self.start & self.halted.all() & ~s.pending.any() & ~self.add.valid),
+        ]
+        m.d.sync += [s.init_row.eq(s.init_row + s.init), s.go.eq(s.go & ~going)]
+        with m.If(self.start):
+            m.d.sync += starting.eq(1)
+        with m.If(launch):
+            m.d.sync += starting.eq(0)
+            for t, entry in enumerate(self.entries):
+                m.d.sync += [s.pc[t].eq(Cat(entry[:PC_BITS], entry[PC_BITS:].any())), self.halted[t].eq(entry == 0)]
+                m.d.comb += s.wake[0][t].eq(entry != 0)
+        m.d.sync += [s.idle.eq(reduce(or_, s.wake, s.idle & ~s.take)),
+                     s.room.eq(Cat(level <= FIFO_DEPTH - BURST_BEATS for level in self.levels))]
+        for wait in self.wait:
+            with m.If(wait.ready):
+                m.d.sync += wait.valid.eq(0)
+        with m.If(self.add.valid & self.add.ready):
+            m.d.sync += [self.add.valid.eq(0), s.add_busy.eq(0)]
+
+    def _fetch(self, m: Module, s: SimpleNamespace) -> None:
+        """Choose the word to read: a second word, else an operand of the burst, else the first word of an idle thread."""
+        m.submodules.turns = turns = RoundRobin(N)
+        free = Signal(N)
+        first, second, burst = Signal(), Signal(), Signal()
+        second_pc, pc, thread = Signal(ADDR_BITS), Signal(ADDR_BITS), Signal(N)
+        counting, counted = Signal(), Signal()
+        fetched, left = Signal(6), Signal(6)
+        b_thread = Signal(N)
+
+        m.d.sync += free.eq(~(s.hold_wait & s.pending) & ~(s.hold_burst & ~(s.room & ~s.b_fetch.replicate(N))))
+        m.d.comb += [
+            burst.eq(s.b_fetch & ~second & ((s.b_pc < self.loaded) | self.complete) & ~(counted & (fetched == left))),
+            turns.requests.eq(s.idle & free),
+            first.eq(~second & ~burst & ~s.frozen & turns.requests.any()),
+            turns.advance.eq(first),
+            s.take.eq(turns.grant & first.replicate(N)),
+            pc.eq(Mux(second, second_pc, Mux(burst, s.b_pc, onehot_mux(turns.grant, s.pc)))),
+            self.addr.eq(pc),
+            self.count_words.eq(first | second | burst),
+        ]
+        m.d.sync += [second.eq(first), second_pc.eq(pc + 1)]
+
+        # A burst has as many words as its mask has bits, known two cycles later: one word is read before that.
+        groups = [Signal(4, name=f"group_{k}") for k in range(4)]
+        for k, group in enumerate(groups):
+            m.d.sync += group.eq(sum(s.d_word[8 * k + b] for b in range(8)))
+        m.d.sync += [left.eq(sum(groups)), counting.eq(s.b_start)]
+        with m.If(counting):
+            m.d.sync += counted.eq(1)
+        with m.If(s.b_start):
+            m.d.sync += [s.b_fetch.eq(1), s.b_pc.eq(s.d_pc + 1), fetched.eq(0), counted.eq(0), b_thread.eq(s.d_thread)]
+        with m.Elif(burst):
+            m.d.sync += [s.b_pc.eq(s.b_pc + 1), fetched.eq(fetched + 1)]
+        with m.Elif(counted & (fetched == left)):
+            m.d.sync += s.b_fetch.eq(0)
+        with m.If(s.frozen):
+            m.d.sync += s.b_fetch.eq(0)
+
+        # Memory stage: the word is read; was it there?
+        m_first, m_second, m_burst, m_pc = Signal(), Signal(), Signal(), Signal(ADDR_BITS)
+        loaded, complete = Signal.like(self.loaded), Signal()
+        with m.If(~second):
+            m.d.sync += thread.eq(Mux(burst, b_thread, turns.grant))
+        m.d.sync += [
+            m_first.eq(first), m_second.eq(second), m_burst.eq(burst), m_pc.eq(pc),
+            loaded.eq(self.loaded), complete.eq(self.complete),
+            s.d_first.eq(m_first), s.d_second.eq(m_second), s.d_burst.eq(m_burst), s.d_thread.eq(thread),
+            s.d_pc.eq(m_pc), s.d_ok.eq(m_pc < loaded), s.d_complete.eq(complete),
+        ]
+        with m.If(m_first | m_second | m_burst):
+            m.d.sync += s.d_word.eq(self.data)
+        with m.If(s.d_first):
+            m.d.sync += [s.w_word.eq(s.d_word), s.w_pc.eq(s.d_pc), s.w_ok.eq(s.d_ok), s.w_complete.eq(s.d_complete)]
+
+    def _decode(self, m: Module, s: SimpleNamespace) -> None:
+        """First word in `w_word`, second in `d_word`: what is it, is it legal, may it go on now?"""
+        word, op = s.w_word, Signal(6)
+        undefined, no_operand, illegal = Signal(32), Signal(32), Signal()
+        unit, late, reg, two = Signal(), Signal(), Signal(4), Signal()
+        imm28 = Cat(s.d_word[:28], s.d_word[27].replicate(4))
+        raw = Signal()
+        number = Signal(3)
+        m.d.comb += [
+            op.eq(word), number.eq(_encode(s.d_thread)),
+            raw.eq((s.b_low & s.b_raw).any()),
+            s.loops.raddr.eq(Cat((onehot_mux(s.d_thread, s.depth) - 1)[:2], number)),
+            s.minuends.raddr.eq(Cat(_field(word, Op.ALU, "rs"), number)),
+            s.addends.raddr.eq(Cat(reg, number)),
+        ]
+        imm = Signal(32)
+        with m.Switch(op):
+            for ins in TABLE:
+                with m.Case(ins.op):
+                    allowed = 63 | sum((1 << f.width) - 1 << f.lo for f in ins.fields)
+                    m.d.comb += [undefined.eq(0xFFFFFFFF & ~allowed), two.eq(ins.words == 2), unit.eq(ins.unit is not None),
+                                 no_operand.eq(0xFFFFFFFF & ~((1 << len(ins.operands)) - 1) if ins.operands else 0),
+                                 imm.eq(s.d_word)]
+                    if ins.op in (Op.WAIT, Op.SIGNAL):
+                        m.d.comb += [reg.eq(_field(word, ins.op, "reg")), imm.eq(_field(word, ins.op, "count"))]
+                    elif ins.op == Op.LOOP:
+                        m.d.comb += reg.eq(_field(word, ins.op, "reg"))
+                    elif ins.op == Op.ALU:
+                        func = _field(word, ins.op, "func")
+                        m.d.comb += [reg.eq(_field(word, ins.op, "rt")), illegal.eq(func > max(Alu)),
+                                     late.eq(reduce(or_, (func == f for f in LATE)))]
+                    elif ins.op == Op.LDS:
+                        m.d.comb += [reg.eq(s.d_word[28:]), imm.eq(imm28), late.eq(1)]
+                    elif ins.op == Op.ARG:
+                        index = _field(word, ins.op, "index")
+                        m.d.comb += [imm.eq(Array(self.args)[index[:3]]), illegal.eq(index >= ARGS)]
+            with m.Default():
+                m.d.comb += illegal.eq(1)
+        with m.If(s.d_burst):
+            m.d.comb += [reg.eq(s.d_word[28:]), imm.eq(Cat(s.d_word[:28], Mux(raw, s.d_word[28:], imm28[28:])))]
+        known = reduce(or_, (op == ins.op for ins in TABLE))
+        sems = [_field(word, Op.LOAD, f) for f in ("sig_a", "sig_b", "sig_c")]
+        own = reduce(or_, (s.d_thread[t] & (op == UNIT[t].op) for t in range(N)))
+
+        drop, waits, bursts, busy, accept = Signal(), Signal(), Signal(), Signal(), Signal()
+        m.d.comb += [
+            drop.eq(~(s.w_ok | s.w_complete) | (~(s.d_ok | s.d_complete))),
+            waits.eq((s.d_thread & s.pending).any() & reduce(or_, (op == o for o in (Op.WAIT, Op.SIGNAL, Op.LDS, Op.HALT)))),
+            bursts.eq(unit & (s.b_busy | ~(s.d_thread & s.room).any())),
+            busy.eq((late & s.late_busy) | ((op == Op.SIGNAL) & s.add_busy)),
+            accept.eq(s.d_second & ~drop & ~waits & ~bursts & ~busy & ~s.frozen),
+            s.wake[2].eq(s.d_thread & (s.d_second & ~accept & ~s.frozen).replicate(N)),
+            s.b_start.eq(accept & unit & s.d_word.any()),
+        ]
+        with m.If(s.d_second & ~drop):
+            m.d.sync += [s.hold_wait.eq(s.hold_wait & ~s.d_thread | (s.d_thread & waits.replicate(N))),
+                         s.hold_burst.eq(s.hold_burst & ~s.d_thread | (s.d_thread & bursts.replicate(N)))]
+        with m.If(accept & late):
+            m.d.sync += [s.late_busy.eq(1), s.late_thread.eq(s.d_thread), s.late_rd.eq(_field(word, Op.LDS, "rd"))]
+        with m.If(accept & (op == Op.SIGNAL)):
+            m.d.sync += s.add_busy.eq(1)
+        for t in range(N):
+            with m.If(accept & unit & s.d_thread[t]):
+                m.d.sync += s.go_value[t].eq(Cat(*sems, s.w_pc[:PC_BITS]))
+
+        m.d.sync += [s.e_instr.eq(accept), s.e_burst.eq(s.d_burst & ~s.frozen)]
+        with m.If(accept | s.d_burst):
+            m.d.sync += [
+                s.e_thread.eq(s.d_thread), s.e_op.eq(Mux(s.d_burst, 0, op)), s.e_word.eq(word), s.e_imm.eq(imm), s.e_late.eq(late),
+                s.e_pc.eq(Mux(s.d_burst, s.d_pc, s.w_pc)), s.e_two.eq(two & ~s.d_burst),
+                s.e_reg.eq((reg != 0) & ~(s.d_burst & raw)), s.e_rs.eq(_field(word, Op.ALU, "rs") != 0),
+                # A unit instruction without operands is complete with its second word.
+                s.e_last.eq(Mux(s.d_burst, s.b_last, unit & ~s.d_word.any())),
+                s.e_index.eq(_encode(s.b_low)),
+                s.e_bad["pc"].eq(~s.w_ok & ~s.d_burst), s.e_bad["opcode"].eq(~known & ~s.d_burst),
+                s.e_bad["field"].eq(((word & undefined).any() | illegal) & ~s.d_burst),
+                s.e_bad["end"].eq(~s.d_ok & (two | s.d_burst)), s.e_bad["mask"].eq((s.d_word & no_operand).any() & ~s.d_burst),
+                s.e_bad["thread"].eq(unit & ~own & ~s.d_burst),
+                s.e_bad["sem"].eq(unit & ~s.d_burst & self._beyond(*sems)),
+            ]
+
+    def _beyond(self, *sems):
+        """Some semaphore number does not exist."""
+        if self.config.semaphores > max(1 << len(sem) for sem in sems) - 1:
+            return Const(0)
+        return reduce(or_, (sem >= self.config.semaphores for sem in sems))
+
+    def _burst(self, m: Module, s: SimpleNamespace) -> None:
+        """Data side of the burst: which operand is the word at the decode stage?"""
+        rest = Signal(32)
+        m.d.comb += [s.b_low.eq(s.b_mask & (~s.b_mask + 1)), rest.eq(s.b_mask & ~s.b_low), s.b_last.eq(~rest.any())]
+        with m.If(s.b_start):
+            m.d.sync += [s.b_busy.eq(1), s.b_mask.eq(s.d_word),
+                         s.b_raw.eq(onehot_mux(s.d_thread, [Const(UNIT[t].raw_mask, 32) for t in range(N)]))]
+        with m.Elif(s.d_burst):
+            m.d.sync += [s.b_mask.eq(rest), s.b_busy.eq(~s.b_last)]
+
+    def _read(self, m: Module, s: SimpleNamespace) -> None:
+        """Registers and loop counters are read: y = register + immediate, addresses of the next instruction."""
+        skip = Signal(17)
+        start, count = s.loops.rdata[:ADDR_BITS], s.loops.rdata[ADDR_BITS:]
+        m.d.comb += skip.eq(s.e_pc + _field(s.e_word, Op.LOOP, "skip"))
+        m.d.sync += [s.x_instr.eq(s.e_instr), s.x_burst.eq(s.e_burst)]
+        with m.If(s.e_instr | s.e_burst):
+            m.d.sync += [
+                *(getattr(s, f"x_{n}").eq(getattr(s, f"e_{n}")) for n in ("thread", "op", "word", "pc", "index", "last", "late")),
+                s.x_y.eq((s.addends.rdata & s.e_reg.replicate(32)) + s.e_imm),
+                s.x_a.eq(s.minuends.rdata & s.e_rs.replicate(32)),
+                s.x_next.eq(s.e_pc + Mux(s.e_two, 2, 1)),
+                s.x_skip.eq(skip[:ADDR_BITS] | skip[ADDR_BITS:].any().replicate(ADDR_BITS)),
+                s.x_start.eq(start), s.x_count.eq(count - 1), s.x_more.eq(count != 1),
+                s.x_code.eq(Error.NONE), s.x_value.eq(s.e_word),
+            ]
+            bad = s.e_bad
+            with m.If(bad["pc"]):
+                m.d.sync += [s.x_code.eq(Error.PC_RANGE), s.x_value.eq(s.e_pc)]
+            with m.Elif(bad["opcode"]):
+                m.d.sync += s.x_code.eq(Error.ILLEGAL_OPCODE)
+            with m.Elif(bad["field"]):
+                m.d.sync += s.x_code.eq(Error.ILLEGAL_OPERAND)
+            with m.Elif(bad["end"]):
+                m.d.sync += [s.x_code.eq(Error.PC_RANGE), s.x_value.eq(self.loaded)]
+            with m.Elif(bad["mask"]):
+                m.d.sync += [s.x_code.eq(Error.ILLEGAL_OPERAND), s.x_value.eq(s.e_imm)]
+            with m.Elif(bad["thread"]):
+                m.d.sync += s.x_code.eq(Error.ILLEGAL_OPCODE)
+            with m.Elif(bad["sem"]):
+                m.d.sync += s.x_code.eq(Error.ILLEGAL_OPERAND)
+
+    def _execute(self, m: Module, s: SimpleNamespace) -> None:
+        """Every effect of an instruction."""
+        y, word = s.x_y, s.x_word
+        good, active = Signal(), Signal()
+        fault = Signal(4)
+        write, result, rd = Signal(), Signal(32), Signal(4)
+        next_pc, finish, halt = Signal(ADDR_BITS), Signal(), Signal()
+        number, depth = Signal(3), Signal(range(LOOP_DEPTH + 1))
+        push, pop, again = Signal(), Signal(), Signal()
+        sem = _field(word, Op.WAIT, "sem")
+        m.d.comb += [
+            active.eq(s.x_instr & ~s.frozen), good.eq(active & (s.x_code == 0) & (fault == 0)),
+            next_pc.eq(s.x_next), number.eq(_encode(s.x_thread)), depth.eq(onehot_mux(s.x_thread, s.depth)),
+            finish.eq(~s.x_late), rd.eq(_field(word, Op.LI, "rd")),
+            s.late.x.eq(s.x_a), s.late.y.eq(y), s.late.func.eq(_field(word, Op.ALU, "func")),
+            result.eq(y),
+        ]
+        amount = Cat(sem, y[:COUNT_BITS])  # an add_layout
+        with m.Switch(s.x_op):
+            with m.Case(Op.HALT):
+                m.d.comb += [halt.eq(1), finish.eq(0)]
+            with m.Case(Op.WAIT, Op.SIGNAL):
+                with m.If(self._beyond(sem) | y[COUNT_BITS:].any() | ~y[:COUNT_BITS].any()):
+                    m.d.comb += fault.eq(Error.ILLEGAL_OPERAND)
+            with m.Case(Op.LI, Op.ARG):
+                m.d.comb += write.eq(1)
+            with m.Case(Op.ALU):
+                m.d.comb += [write.eq(~s.x_late), s.late.start.eq(good & s.x_late),
+                             result.eq(fast_alu(m, _field(word, Op.ALU, "func"), s.x_a, y))]
+            with m.Case(Op.LDS):
+                with m.If(y[:2].any()):
+                    m.d.comb += fault.eq(Error.ALIGNMENT)
+                with m.Elif(y >= self.config.sram_bytes):
+                    m.d.comb += fault.eq(Error.SRAM_RANGE)
+                m.d.comb += s.late.load.eq(good)
+            with m.Case(Op.LOOP):
+                with m.If(y[31] | ~y.any()):
+                    m.d.comb += next_pc.eq(s.x_skip)
+                with m.Elif(depth == LOOP_DEPTH):
+                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
+                with m.Else():
+                    m.d.comb += push.eq(good)
+            with m.Case(Op.END):
+                with m.If(depth == 0):
+                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
+                with m.Elif(s.x_more):
+                    m.d.comb += [again.eq(good), next_pc.eq(s.x_start)]
+                with m.Else():
+                    m.d.comb += pop.eq(good)
+            with m.Default():  # unit instructions: finished by their go beat
+                m.d.comb += finish.eq(0)
+
+        # Threads.
+        burst = Signal()
+        m.d.comb += [burst.eq(s.x_burst & ~s.frozen), self.progress.eq(good | burst),
+                     s.wake[4].eq(s.x_thread & (good & finish).replicate(N))]
+        complete = good & s.x_last | (burst & s.x_last & (s.x_code == 0))
+        for t in range(N):
+            with m.If(s.x_thread[t] & (good | complete)):
+                with m.If(finish | s.x_late | complete):
+                    m.d.sync += s.pc[t].eq(next_pc)
+            with m.If(s.x_thread[t] & good & halt):
+                m.d.sync += self.halted[t].eq(1)
+            with m.If(s.x_thread[t] & complete):
+                m.d.sync += s.go[t].eq(1)
+            with m.If(s.x_thread[t]):
+                m.d.sync += s.depth[t].eq(s.depth[t] + push - pop)
+            with m.If(s.x_thread[t] & good & (s.x_op == Op.WAIT) & (sem != 0)):
+                m.d.sync += [self.wait[t].valid.eq(1), raw(self.wait[t].payload).eq(amount)]
+            beat, going = self.beats[t], s.wake[1][t]
+            m.d.comb += [
+                beat.valid.eq(going | (burst & s.x_thread[t] & (s.x_code == 0))),
+                beat.payload.go.eq(going), beat.payload.index.eq(s.x_index),
+                beat.payload.value.eq(Mux(going, s.go_value[t], y)),
+            ]
+        with m.If(good & (s.x_op == Op.SIGNAL)):
+            m.d.sync += [self.add.valid.eq(sem != 0), s.add_busy.eq(sem != 0), raw(self.add.payload).eq(amount)]
+
+        # Loop stack: {first word of the body, iterations left}.
+        m.d.comb += [
+            s.loops.wstrb.eq(push | again), s.loops.waddr.eq(Cat((depth - again)[:2], number)),
+            s.loops.wdata.eq(Mux(push, Cat(s.x_next, y), Cat(s.x_start, s.x_count))),
+        ]
+
+        # Register file: initialisation, else results at once, else late results.
+        late = Signal()
+        m.d.comb += [late.eq(s.late.o.valid & ~(good & write) & ~s.init), s.late.o.ready.eq(late),
+                     s.wake[3].eq(s.late_thread & late.replicate(N))]
+        with m.If(late):
+            m.d.sync += s.late_busy.eq(0)
+        for ram in (s.minuends, s.addends):
+            m.d.comb += [
+                ram.wstrb.eq((good & write) | late | s.init),
+                ram.waddr.eq(Mux(s.init, s.init_row, Mux(late, Cat(s.late_rd, _encode(s.late_thread)), Cat(rd, number)))),
+                ram.wdata.eq(Mux(s.init, 0, Mux(late, s.late.o.payload, result))),
+            ]
+        wiring.connect(m, s.late.read, wiring.flipped(self.lds))
+
+        # The first error stays.
+        code = Signal(4)
+        m.d.comb += code.eq(Mux(s.x_code != 0, s.x_code, Mux(s.x_instr, fault, 0)))
+        with m.If((active | burst) & (code != 0)):
+            m.d.sync += [
+                self.error.valid.eq(1), self.error.code.eq(code),
+                self.error.pc.eq(Mux(s.x_burst, onehot_mux(s.x_thread, s.pc), s.x_pc)),
+                self.error.value.eq(Mux((s.x_code == 0) & (s.x_op == Op.LDS), y, s.x_value)),
+            ]

@@ -1,0 +1,124 @@
+"""Banked SRAM: single-port banks behind a crossbar with round-robin arbitration in each bank.
+
+Word w lives in bank w mod banks, so a sequential stream visits all banks in turn. Two streams that meet in a bank part for good: one
+waits a cycle and is a bank behind from then on. Up to `banks` sequential streams at one word per cycle therefore lose start-up cycles
+only (sim/test_sram.py has the figures).
+"""
+
+from collections.abc import Sequence
+
+from amaranth import Array, Cat, Module, Mux, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from .config import TileConfig
+from .glue import RoundRobin, SkidBuffer, onehot_mux
+from .memory import SinglePortRam
+from .ports import SramRead, SramWrite
+
+__all__ = ["READ_LATENCY", "Sram"]
+
+READ_LATENCY = 5
+"""Cycles from the acceptance of a read to its data when no other port competes: accepted in cycle t, `valid` in cycle t + 5.
+Each cycle that the request or an earlier one of its port waits for its bank adds one."""
+
+
+class Sram(wiring.Component):
+    """`config.sram_banks` single-port banks; every port may move one word per cycle.
+
+    Members: one `SramRead` port for each name in `reads`, one `SramWrite` port for each in `writes` (directions seen from the SRAM);
+    `count_wait`: bit p is high in each cycle in which a request of port p (reads first, then writes) waits for its bank.
+
+    * Within a port, requests are served in order; across ports, in the order in which the banks grant them. A requestor waits for at
+      most ports - 1 grants of its bank.
+    * A read returns every write that was no longer `busy` when the read was accepted, and every write granted before it.
+    * Requests are registered on arrival (`req.ready` is a register); `valid` and `data` are registers too. Data keeps its value
+      until the next response.
+    * Pipeline: request register | grant | bank access | bank output register | port multiplexer and its register.
+    * Reset drops requests and responses in flight; contents stay.
+    """
+
+    def __init__(self, config: TileConfig, reads: Sequence[str], writes: Sequence[str]):
+        self.config = config
+        self.reads, self.writes = tuple(reads), tuple(writes)
+        super().__init__({
+            **{name: In(SramRead(config)) for name in self.reads},
+            **{name: In(SramWrite(config)) for name in self.writes},
+            "count_wait": Out(len(self.reads) + len(self.writes)),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        bank_bits = exact_log2(config.sram_banks)
+        ports = [getattr(self, name) for name in self.reads + self.writes]
+        n_reads = len(self.reads)
+
+        # Request registers.
+        requests = []
+        for name, port in zip(self.reads + self.writes, ports):
+            m.submodules[f"{name}_request"] = buffer = SkidBuffer(port.req.signature.members["payload"].shape)
+            wiring.connect(m, buffer.i, wiring.flipped(port.req))
+            requests.append(buffer.o)
+        addresses = [r.payload for r in requests[:n_reads]] + [r.payload.addr for r in requests[n_reads:]]
+        for port, request in zip(ports[n_reads:], requests[n_reads:]):
+            m.d.comb += port.busy.eq(request.valid)  # a granted write is ahead of every read granted later
+
+        # Grants: one port per bank, one bank per port.
+        grants = []
+        for b in range(config.sram_banks):
+            m.submodules[f"turns_{b}"] = turns = RoundRobin(len(ports))
+            m.d.comb += turns.requests.eq(Cat(
+                request.valid & (address[:bank_bits] == b) for request, address in zip(requests, addresses)))
+            grants.append(turns.grant)
+        granted = Signal(len(ports))
+        m.d.comb += granted.eq(Cat(Cat(grant[p] for grant in grants).any() for p in range(len(ports))))
+        for p, request in enumerate(requests):
+            m.d.comb += [request.ready.eq(granted[p]), self.count_wait[p].eq(request.valid & ~granted[p])]
+
+        # Granted requests: operands of the port, selection of the bank.
+        rows = []
+        for p, address in enumerate(addresses):
+            row = Signal(len(address) - bank_bits, name=f"row_{p}")
+            with m.If(granted[p]):
+                m.d.sync += row.eq(address[bank_bits:])
+            rows.append(row)
+        stores = []
+        for p, request in enumerate(requests[n_reads:], n_reads):
+            store = Signal(len(request.payload.data) + len(request.payload.strb), name=f"store_{p}")
+            with m.If(granted[p]):
+                m.d.sync += store.eq(Cat(request.payload.data, request.payload.strb))
+            stores.append(store)
+
+        # Banks.
+        words = []
+        for b in range(config.sram_banks):
+            m.submodules[f"bank_{b}"] = bank = SinglePortRam(width=8 * config.word_bytes, depth=config.bank_words)
+            select = Signal(len(ports), name=f"select_{b}")
+            m.d.sync += select.eq(grants[b])
+            m.d.comb += [
+                bank.en.eq(select.any()),
+                bank.we.eq(select[n_reads:].any()),
+                bank.addr.eq(onehot_mux(select, rows)),
+            ]
+            if stores:
+                m.d.comb += Cat(bank.wdata, bank.wstrb).eq(onehot_mux(select[n_reads:], stores))
+            word, fresh = Signal(8 * config.word_bytes, name=f"word_{b}"), Signal(name=f"fresh_{b}")
+            m.d.sync += fresh.eq(select[:n_reads].any())
+            with m.If(fresh):
+                m.d.sync += word.eq(bank.rdata)
+            words.append(word)
+
+        # Responses: each port remembers which bank answers in which cycle.
+        for p, port in enumerate(ports[:n_reads]):
+            valid, source = granted[p], addresses[p][:bank_bits]
+            for stage in range(READ_LATENCY - 2):
+                next_valid, next_source = (Signal(name=f"valid_{p}_{stage}"),
+                                           Signal(bank_bits, name=f"source_{p}_{stage}"))
+                m.d.sync += [next_valid.eq(valid), next_source.eq(source)]
+                valid, source = next_valid, next_source
+            m.d.sync += port.valid.eq(valid)
+            with m.If(valid):
+                m.d.sync += port.data.eq(Array(words)[source])
+        return m

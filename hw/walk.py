@@ -1,0 +1,99 @@
+"""Address walkers of the matmul unit: a command in, byte addresses for a `Fetcher` out, one per cycle, from command to command."""
+
+from amaranth import Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from .edge import COUNT_BITS, FP4, PASS_BITS
+from .fetch import request_layout
+from .ports import PC_BITS
+
+__all__ = ["PassWalker", "StationaryWalker", "pass_layout", "stationary_layout"]
+
+pass_layout = data.StructLayout({"base": 32, "step": 32, "n": COUNT_BITS, "k": PASS_BITS, "pc": PC_BITS})
+"""k passes of n elements; pass p starts at base + p * step (32-bit wrap-around)."""
+
+stationary_layout = data.StructLayout({
+    "stat": 32, "stat_pass": 32, "stat_row": 32, "scale": 32, "scale_pass": 32, "scale_row": 32,
+    "fmt": 2, "rows": 6, "k": PASS_BITS, "pc": PC_BITS})
+"""k sets of `rows` scale bytes, then `rows` blocks."""
+
+
+class _Walker(wiring.Component):
+    """Members: `command`, `o` (requests, payload in registers; `last` ends a command), `misaligned`: the walker stopped at
+    `o.payload.addr`, which is no multiple of what the format needs; `pc` of the request on `o`."""
+
+    def __init__(self, layout):
+        super().__init__({"command": In(stream.Signature(layout)), "o": Out(stream.Signature(request_layout)),
+                          "misaligned": Out(1), "pc": Out(PC_BITS)})
+
+    def _flow(self, m, layout, end):
+        """(command being walked, step, load): `step` moves to the next address, `load` takes the next command."""
+        command, valid, load, step = Signal(layout), Signal(), Signal(), Signal()
+        m.d.comb += [
+            self.o.valid.eq(valid & ~self.misaligned), self.o.payload.last.eq(end), self.pc.eq(command.pc),
+            step.eq(self.o.valid & self.o.ready),
+            self.command.ready.eq(~valid | (step & end)), load.eq(self.command.valid & self.command.ready),
+        ]
+        with m.If(self.command.ready):
+            m.d.sync += valid.eq(self.command.valid)
+        with m.If(load):
+            m.d.sync += command.eq(self.command.payload)
+        return command, valid, step, load
+
+
+class PassWalker(_Walker):
+    """Addresses base + p * step + i * size for p < k, i < n. `size` (bytes) must divide every pass's first address."""
+
+    def __init__(self, size: int):
+        self.size = size
+        super().__init__(pass_layout)
+
+    def elaborate(self, platform):
+        m = Module()
+        addr, new = self.o.payload.addr, self.command.payload
+        following = Signal(32)  # start of the next pass
+        left, passes = Signal(COUNT_BITS), Signal(PASS_BITS)
+        pass_end = left == 1
+        command, valid, step, load = self._flow(m, pass_layout, pass_end & (passes == 1))
+        if self.size > 1:
+            m.d.comb += self.misaligned.eq(valid & addr[:exact_log2(self.size)].any())
+        with m.If(step):
+            m.d.sync += [addr.eq(Mux(pass_end, following, addr + self.size)), left.eq(Mux(pass_end, command.n, left - 1))]
+            with m.If(pass_end):
+                m.d.sync += [passes.eq(passes - 1), following.eq(following + command.step)]
+        with m.If(load):
+            m.d.sync += [addr.eq(new.base), following.eq(new.base + new.step), left.eq(new.n), passes.eq(new.k)]
+        return m
+
+
+class StationaryWalker(_Walker):
+    """For p < k: scale bytes at scale + p * scale_pass + r * scale_row for r < rows, then blocks at stat + p * stat_pass + r * stat_row.
+
+    Blocks must lie at multiples of 32 (MXFP4: 16)."""
+
+    def __init__(self):
+        super().__init__(stationary_layout)
+
+    def elaborate(self, platform):
+        m = Module()
+        addr, new = self.o.payload.addr, self.command.payload
+        blocks = Signal()  # walking through blocks, not scales
+        next_scales, next_blocks = Signal(32), Signal(32)
+        left, passes = Signal(6), Signal(PASS_BITS)
+        row_end = left == 1
+        command, valid, step, load = self._flow(m, stationary_layout, row_end & blocks & (passes == 1))
+        m.d.comb += self.misaligned.eq(valid & blocks & (addr[:4].any() | (addr[4] & (command.fmt != FP4))))
+        with m.If(step):
+            m.d.sync += [addr.eq(addr + Mux(blocks, command.stat_row, command.scale_row)), left.eq(left - 1)]
+            with m.If(row_end):
+                m.d.sync += [blocks.eq(~blocks), left.eq(command.rows)]
+                with m.If(blocks):
+                    m.d.sync += [addr.eq(next_scales), next_scales.eq(next_scales + command.scale_pass), passes.eq(passes - 1)]
+                with m.Else():
+                    m.d.sync += [addr.eq(next_blocks), next_blocks.eq(next_blocks + command.stat_pass)]
+        with m.If(load):
+            m.d.sync += [addr.eq(new.scale), next_scales.eq(new.scale + new.scale_pass), next_blocks.eq(new.stat),
+                         blocks.eq(0), left.eq(new.rows), passes.eq(new.k)]
+        return m

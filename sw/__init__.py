@@ -1,0 +1,1 @@
+"""Software for the tile: assembler, compiler, loaders, runtime."""

@@ -1,9 +1,9 @@
 """Instruction-level model of a tile: runs the program images that the RTL runs and gives the same bytes.
 
-Functional, not timed: a unit instruction takes effect at once when its thread issues it, and signals at once. A program
-that orders its units by semaphores gives the same result under every schedule; `run(schedule=rng)` executes threads
-and unit queues in random order, so a result that changes shows a race in the program. docs/architecture.md is the
-specification; golden/units.py has the unit instructions.
+Functional, not timed: a unit instruction takes effect at once when its thread issues it, and signals at once.
+A program that orders its units by semaphores gives the same result under every schedule; `run(schedule=rng)`
+executes threads and unit queues in random order, so a result that changes shows a race in the program.
+docs/architecture.md is the specification; golden/units.py has the unit instructions.
 """
 from collections import Counter, deque
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ import numpy as np
 
 from golden.units import U32, Dram, Fault, MatmulState, Walk, dma, matmul, signed, vector
 from hw.config import TileConfig
-from hw.isa import (ARGS, ENTRY_WORDS, LOOP_DEPTH, REGISTERS, THREADS, Alu, Decoded, Error, IllegalInstruction, Op,
-                    decode, unpack)
+from hw.isa import (ARGS, BY_OP, ENTRY_WORDS, LOOP_DEPTH, REGISTERS, THREADS, Alu, Decoded, Error,
+                    IllegalInstruction, Op, decode, unpack)
 
 SEM_LIMIT = 65535
 
@@ -100,14 +100,15 @@ class Machine:
     """One tile and its DRAM.
 
     dram uint8, read and written in place; dram[0] has byte address `origin`. `sram`, the partial sums and the
-    running maxima survive from run to run. `counters` (cleared by each run) has macs, blocks, elements, read_bytes,
-    write_bytes, instructions and one count per instruction name. With trace=True `events` lists every unit
-    instruction.
+    running maxima survive from run to run. `counters` (cleared by each run) has macs, blocks, elements,
+    read_bytes, write_bytes, instructions and one count per instruction name. With trace=True `events` lists
+    every unit instruction.
     """
 
-    def __init__(self, config: TileConfig, dram: np.ndarray, *, origin: int = 0, trace: bool = False, tile: int = 0):
+    def __init__(self, config: TileConfig, dram: np.ndarray, *, origin: int = 0, trace: bool = False,
+                 tile: int = 0):
         if dram.dtype != np.uint8 or dram.ndim != 1 or not dram.flags.c_contiguous:
-            raise ValueError(f"dram {dram.dtype} {dram.shape}: allowed is a contiguous one-dimensional uint8 array")
+            raise ValueError(f"dram {dram.dtype} {dram.shape}: allowed is a flat contiguous uint8 array")
         self.config, self.dram, self.origin, self.tile = config, dram, origin, tile
         self.sram = np.zeros(config.sram_bytes, np.uint8)
         self.state = MatmulState.of(config)
@@ -125,15 +126,18 @@ class Machine:
 
     # ------------------------------------------------------------ running
 
-    def run(self, prog_addr: int, words: int, args: Sequence[int] = (), *, dram_window: tuple[int, int] | None = None,
-            labels: Mapping[int, str] | None = None, schedule: np.random.Generator | None = None) -> None:
+    def run(self, prog_addr: int, words: int, args: Sequence[int] = (), *,
+            dram_window: tuple[int, int] | None = None, labels: Mapping[int, str] | None = None,
+            schedule: np.random.Generator | None = None) -> None:
         """Ring the doorbell and run to the end. MachineError when the tile stops with an error.
 
-        prog_addr DRAM byte address (multiple of 4) of `words` instruction words, words = 0 keeps the loaded program;
-        args CSR ARG0..7; dram_window (base, size), default everything; labels pc -> text for errors and traces;
-        schedule: see the module docstring.
+        prog_addr DRAM byte address (multiple of 4) of `words` instruction words, words = 0 keeps the program;
+        args CSR ARG0..7; dram_window (base, size), default everything; labels pc -> text for errors and
+        traces; schedule: see the module docstring. WATCHDOG (a deadlock): pc of the first thread that waits,
+        value bit t for each thread t that waits.
         """
-        self.start(prog_addr, words, args, dram_window=dram_window, labels=labels, deferred=schedule is not None)
+        self.start(prog_addr, words, args, dram_window=dram_window, labels=labels,
+                   deferred=schedule is not None)
         try:
             while self.advance(schedule):
                 pass
@@ -148,7 +152,7 @@ class Machine:
     def start(self, prog_addr: int, words: int, args: Sequence[int] = (), *,
               dram_window: tuple[int, int] | None = None, labels: Mapping[int, str] | None = None,
               deferred: bool = False) -> None:
-        """Doorbell only; then call `advance` until it returns False (several machines that talk to each other)."""
+        """Doorbell only; then `advance` until it returns False (for machines that talk to each other)."""
         if len(args) > ARGS:
             raise ValueError(f"{len(args)} arguments: allowed is at most {ARGS}")
         self.args = [int(a) & U32 for a in args] + [0] * (ARGS - len(args))
@@ -168,7 +172,7 @@ class Machine:
         return all(t.halted for t in self._threads) and not any(self._queues)
 
     def advance(self, schedule: np.random.Generator | None = None) -> bool:
-        """Let every thread run until it blocks (or, with `schedule`, take one random step). False: nothing moved."""
+        """Let every thread run until it blocks (with `schedule`: one random step). False: nothing moved."""
         if schedule is None:
             moved = False
             for t in self._threads:
@@ -220,13 +224,16 @@ class Machine:
         try:
             d = decode(self._words, t.pc)
         except IndexError:
+            unit = BY_OP[self._words[t.pc] & 63].unit
+            if unit not in (None, t.number) and t.pc + 1 < len(self._words):
+                raise self._fail(Error.ILLEGAL_OPCODE, t.pc, self._words[t.pc]) from None
             raise self._fail(Error.PC_RANGE, t.pc, len(self._words)) from None
         except IllegalInstruction as illegal:
             word = self._words[t.pc]
             if word & 63 not in Op._value2member_map_:
                 raise self._fail(Error.ILLEGAL_OPCODE, t.pc, word) from illegal
-            undefined = "undefined" in str(illegal)
-            raise self._fail(Error.ILLEGAL_OPERAND, t.pc, word if undefined else self._words[t.pc + 1]) from illegal
+            value = word if "undefined" in str(illegal) else self._words[t.pc + 1]
+            raise self._fail(Error.ILLEGAL_OPERAND, t.pc, value) from illegal
         if d.pc + d.size > len(self._words):
             raise self._fail(Error.PC_RANGE, t.pc, len(self._words))
         found = self._decoded[t.pc] = _Unit.of(d) if d.ins.unit is not None else d

@@ -1,8 +1,8 @@
 """What one unit instruction does to memory: docs/architecture.md, "Instructions, exact semantics".
 
-Each function takes SRAM as a flat uint8 array, the flag fields and the operand values (unsigned 32 bits, defaults
-filled in), executes the whole instruction at once and returns the regions it wrote. A `Fault` leaves SRAM unchanged
-(LOAD and STORE: the runs before the offending one are done). All C lanes are computed.
+Each function takes SRAM as a flat uint8 array, the flag fields and the operand values (unsigned 32 bits,
+defaults filled in), executes the whole instruction at once and returns the regions it wrote. A `Fault` leaves
+memory unchanged (LOAD and STORE: the runs before the offending one are done). All C lanes are computed.
 """
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from hw.isa import Error
 
 U32 = 0xFFFFFFFF
 _ZERO_SCALE = 127  # E8M0 byte of 2^0
+_ALL = slice(None)
 
 
 class Fault(Exception):
@@ -33,7 +34,7 @@ def signed(word: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """The accesses base + sum(i_d * stride_d) of `size` bytes each; dims are (count, stride), outermost first."""
+    """Accesses base + sum(i_d * stride_d) of `size` bytes each; dims are (count, stride), outermost first."""
     base: int
     dims: tuple[tuple[int, int], ...]
     size: int
@@ -46,10 +47,14 @@ class Walk:
         return total
 
     def addresses(self) -> np.ndarray:
-        """All addresses in order, int64 (count,), modulo 2^32."""
+        """All addresses in order, int64 (count,), modulo 2^32. (Only the first 2^20 if there are more.)"""
+        if self.count > 1 << 20 and len(self.dims) > 1:
+            inner = Walk(self.base, self.dims[1:], self.size)
+            return Walk(self.base, ((max(1, (1 << 20) // inner.count), self.dims[0][1]), *self.dims[1:]),
+                        self.size).addresses() if inner.count < 1 << 20 else inner.addresses()
         a = np.array([self.base], np.int64)
         for n, stride in self.dims:
-            a = (a[:, None] + np.arange(n, dtype=np.int64) * stride).reshape(-1)
+            a = (a[:, None] + np.arange(min(n, 1 << 20), dtype=np.int64) * stride).reshape(-1)
         return a & U32
 
     def within(self, low: int, high: int) -> bool:
@@ -95,8 +100,8 @@ class Walk:
             extent += stride * (n - 1)
         return True
 
-    def write(self, memory: np.ndarray, values: np.ndarray, items: slice = slice(None), origin: int = 0) -> None:
-        """Store values (counts..., items), later accesses over earlier ones; `items` limits the items stored."""
+    def write(self, memory: np.ndarray, values: np.ndarray, items: slice = _ALL, origin: int = 0) -> None:
+        """Store values (counts..., items), later accesses over earlier ones; `items` are the items stored."""
         target = self.view(memory, values.dtype, origin)
         if self.disjoint():
             target[..., items] = values[..., items]
@@ -111,7 +116,7 @@ class Walk:
 
 @dataclass
 class MatmulState:
-    """What the matmul unit keeps between instructions: partial sums (psum_depth, C) and running maxima (C)."""
+    """What the matmul unit keeps between instructions: partial sums (psum_depth, C), running maxima (C)."""
     psum: np.ndarray
     maxima: np.ndarray
 
@@ -124,7 +129,7 @@ class MatmulState:
 
 @dataclass(frozen=True)
 class Dram:
-    """DRAM as the DMA engines see it: memory[0] has address origin; accesses outside the window are refused."""
+    """DRAM as the DMA engines see it: memory[0] has address origin; only the window is accessible."""
     memory: np.ndarray
     origin: int = 0
     window: tuple[int, int] = (0, 1 << 32)
@@ -170,8 +175,8 @@ def _plain(x: np.ndarray) -> bool:
     return bool(np.max(m, initial=0) < _SAFE[1]) and bool(np.min(m, where=m != 0, initial=F32(1)) >= _SAFE[0])
 
 
-def matmul(config: TileConfig, sram: np.ndarray, state: MatmulState, f: Mapping[str, int], o: Mapping[str, int],
-           has_scale: bool) -> list[Walk]:
+def matmul(config: TileConfig, sram: np.ndarray, state: MatmulState, f: Mapping[str, int],
+           o: Mapping[str, int], has_scale: bool) -> list[Walk]:
     """MATMUL; `has_scale` says that operand scale is present. numerics.md, "Dot product and accumulation"."""
     lanes, n, k, rows, psum = config.columns, signed(o["n"]), signed(o["k"]), f["rows"], o["psum"]
     if n < 0:
@@ -190,7 +195,8 @@ def matmul(config: TileConfig, sram: np.ndarray, state: MatmulState, f: Mapping[
         return Walk(o[name], dims, size).check(sram, align).view(sram)
 
     if f["transpose"]:
-        w = walk("data", 32, (32, 32), align=32).view(np.int8)[..., f["offset"]:f["offset"] + n].swapaxes(1, 2)
+        tile = walk("data", 32, (32, 32), align=32).view(np.int8)
+        w = tile[..., f["offset"]:f["offset"] + n].swapaxes(1, 2)
     else:
         w = walk("data", n * formats.BLOCK_BYTES[stream_fmt], align=32)
         w = formats.unpack(w, stream_fmt).reshape(k, n, 32)
@@ -310,7 +316,7 @@ def vector(config: TileConfig, sram: np.ndarray, f: Mapping[str, int], o: Mappin
         value = t5 if f["out_mode"] == 1 else arith.f32_to_bf16(t5)
         lane0, items = f["lane0"], slice(f["lane0"], f["lane0"] + rows)
         if f["pack"]:
-            value, items = value[:, lane0:lane0 + 1], slice(None)
+            value, items = value[:, lane0:lane0 + 1], _ALL
         size = value.shape[1] * value.itemsize
         walk = v.walk("out", "o", size).check(sram, size)
         writes.append((walk, value.reshape(*(c for c, _ in walk.dims), -1), items))
@@ -324,13 +330,14 @@ def vector(config: TileConfig, sram: np.ndarray, f: Mapping[str, int], o: Mappin
             words.append(index.astype(np.uint32).view(F32))
         for i, word in enumerate(words):
             walk = Walk(o["red"] + 4 * lanes * i & U32, (), 4 * lanes).check(sram, 4 * lanes)
-            writes.append((walk, np.ascontiguousarray(word, F32), slice(None)))
+            writes.append((walk, np.ascontiguousarray(word, F32), _ALL))
     for walk, values, items in writes:
         walk.write(sram, values, items)
     return [walk for walk, _, _ in writes], n
 
 
-def _elements(v: _Vector, src: dict[str, np.ndarray], s: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def _elements(v: _Vector, src: dict[str, np.ndarray],
+              s: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """t3 and t5 of every element (n, C)."""
     f, lanes = v.f, v.config.columns
     n = v.elements[0] * v.elements[1] * v.elements[2]
@@ -371,11 +378,13 @@ def _quantise(v: _Vector, t5: np.ndarray, rows: int) -> list[tuple[Walk, np.ndar
     crossing = qs.addresses() % v.config.word_bytes + rows > v.config.word_bytes
     if crossing.any():
         raise Fault(Error.ALIGNMENT, int(qs.addresses()[np.argmax(crossing)]))
-    out = [(qs, scales, slice(None))]
+    out = [(qs, scales, _ALL)]
     if not v.f["zfill"]:
-        return [(walk, ints, slice(None)), *out]
-    for (i, r), address in zip(np.ndindex(ints.shape[:2]), walk.addresses().tolist()):
-        word = np.zeros(32, np.uint8)
-        word[address % 32:address % 32 + block] = ints[i, r]
-        out.append((Walk(address & ~31, (), 32), word, slice(None)))
-    return out
+        return [(walk, ints, _ALL), *out]
+    offsets = walk.addresses().reshape(len(scales), rows) % 32
+    words = np.zeros((len(scales), rows, 32), np.uint8)
+    np.put_along_axis(words, offsets[..., None] + np.arange(block), ints, axis=2)
+    if o0 % 32 == o1 % 32 == 0:
+        return [(Walk(walk.base & ~31, dims, 32), words, _ALL), *out]
+    return [(Walk(address & ~31, (), 32), word, _ALL)
+            for address, word in zip(walk.addresses().tolist(), words.reshape(-1, 32))] + out

@@ -25,7 +25,7 @@ class Column(wiring.Component):
     Registers move only with a block, which keeps an idle array cheap to simulate.
     """
 
-    LATENCY = 5
+    LATENCY = 7
 
     def __init__(self):
         super().__init__({
@@ -45,17 +45,21 @@ class Column(wiring.Component):
         with m.If(self.valid):
             m.d.sync += self.block_o.eq(self.block)
 
-        # Products, then sums of 4, 16 and 32 terms; `enable` follows the block through the stages.
-        enable = self.valid_o
+        # Products, then a binary adder tree with a register at every level, which costs nothing behind a carry chain and keeps
+        # synthesis from building compressor trees out of LUTs. `enable` follows the block through the stages.
+        enable, stage = self.valid_o, 0
         terms = [self.block_o[8 * i:8 * i + 8].as_signed() * active[8 * i:8 * i + 8].as_signed() for i in range(MX_BLOCK)]
-        for stage, (fan_in, width) in enumerate(((1, 16), (4, 18), (4, 20), (2, DOT_BITS))):
-            sums = [Signal(signed(width), name=f"sum{stage}_{i}", reset_less=True) for i in range(len(terms) // fan_in)]
+        while True:
+            width = 16 + stage
+            sums = [Signal(signed(width), name=f"sum{stage}_{i}", reset_less=True) for i in range(len(terms))]
             with m.If(enable):
-                m.d.sync += [s.eq(sum(terms[fan_in * i + 1:fan_in * (i + 1)], terms[fan_in * i]))
-                             for i, s in enumerate(sums)]
-            terms, previous, enable = sums, enable, Signal(name=f"enable{stage}")
+                m.d.sync += [s.eq(term) for s, term in zip(sums, terms)]
+            if len(sums) == 1:
+                break
+            previous, enable, stage = enable, Signal(name=f"enable{stage}"), stage + 1
             m.d.sync += enable.eq(previous)
-        m.d.comb += self.dot.eq(terms[0])
+            terms = [a + b for a, b in zip(sums[::2], sums[1::2])]
+        m.d.comb += self.dot.eq(sums[0])
         return m
 
 
@@ -65,7 +69,7 @@ class SystolicArray(wiring.Component):
     Members: `valid`, `swap`, `block` (32 signed bytes, byte i in bits [8i, 8i + 8)) enter column 0;
     `write` (one bit per column) loads the shadow block of a column from `stationary`, which is broadcast: a row is on it for a
     single cycle, so nothing waits for it to travel.
-    `dot[c]`: all C results of one block in the same cycle, `latency` = C + 4 cycles after it was on `block` (columns are
+    `dot[c]`: all C results of one block in the same cycle, `latency` = C + 6 cycles after it was on `block` (columns are
     de-skewed here, where a result has only 21 bits, so that one control pipeline serves every accumulator).
 
     A block with `swap` in cycle t takes the shadow of column c in cycle t + c: the shadow of column c must not be written before

@@ -36,7 +36,6 @@ class Counter:
 COUNTER_BITS = 48
 COUNTERS: tuple[Counter, ...] = (
     Counter("CYCLES", "tile.count_cycles", "cycles from doorbell to done"),
-    Counter("UNIT_CYCLES", "tile.count_unit_cycles", "cycles from the first unit instruction issued to the last one complete"),
     Counter("WORDS", "sequencer.count_words", "instruction words read"),
     Counter("BLOCKS", "matmul.count_block", "blocks streamed through the array"),
     Counter("MACS", "matmul.count_macs", "multiply-accumulates on rows that are present"),
@@ -99,6 +98,7 @@ REGISTERS: tuple[Register, ...] = (
     Register("ERR_CODE", 0x050, "ro", "why the last run stopped: " + ", ".join(f"{e.value} {e.name}" for e in Error)),
     Register("ERR_PC", 0x054, "ro", "word index of the failing instruction"),
     Register("ERR_VALUE", 0x058, "ro", "offending address, word or operand"),
+    Register("UNIT_CYCLES", 0x05C, "ro", "cycles from the issue of the first unit instruction to the completion of the last"),
     *(Register(f"ARG{k}", 0x060 + 4 * k, "rw", "argument of the program") for k in range(ARGS)),
     *(Register(f"{c.name}_{part}", COUNTER_BASE + 8 * k + 4 * high, "ro", doc)
       for k, c in enumerate(COUNTERS)

@@ -13,7 +13,7 @@ from .glue import Fifo, SkidBuffer
 from .isa import Instruction
 from .ports import PC_BITS, SEM_BITS, command_layout
 
-__all__ = ["Beats", "Bursts", "Fault", "Signals", "beat_layout", "boot_layout", "burst_layout", "fifo_depth"]
+__all__ = ["AddressChannel", "Beats", "Bursts", "Fault", "Signals", "beat_layout", "boot_layout", "burst_layout", "fifo_depth"]
 
 boot_layout = data.StructLayout({"src": 32, "words": PC_BITS + 1})
 """Program load: DRAM byte address (multiple of 4) and number of 32-bit words."""
@@ -52,12 +52,41 @@ def burst_layout(config: TileConfig) -> data.StructLayout:
 
 
 def beat_layout(config: TileConfig) -> data.StructLayout:
-    """One beat; `final` marks the last beat of its burst."""
-    return data.StructLayout({**_run_fields(config), "final": 1})
+    """One beat; `begin` and `final` mark the first and the last beat of its burst."""
+    return data.StructLayout({**_run_fields(config), "beats": exact_log2(config.axi_burst_beats), "begin": 1, "final": 1})
+
+
+class AddressChannel(wiring.Component):
+    """AR or AW: a registered stream that lets `axi_outstanding` bursts into flight.
+
+    Members: `i` -> `o` {addr of the first beat, len = beats - 1}; `retire`, a burst left the bus; `inflight`, some have not.
+    `i.ready` is free of `i.valid` and `o.ready`. Latency 1, one per cycle.
+    """
+
+    def __init__(self, config: TileConfig):
+        self.config = config
+        layout = data.StructLayout({"addr": 32, "len": 8})
+        super().__init__({"i": In(stream.Signature(layout)), "o": Out(stream.Signature(layout)), "retire": In(1),
+                          "inflight": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.buffer = buffer = SkidBuffer(self.i.payload.shape())
+        wiring.connect(m, buffer.o, wiring.flipped(self.o))
+        count = Signal(range(self.config.axi_outstanding + 1))
+        lanes = exact_log2(self.config.axi_bytes)
+        m.d.comb += [
+            self.i.ready.eq(buffer.i.ready & (count != self.config.axi_outstanding)),
+            buffer.i.valid.eq(self.i.valid & self.i.ready), self.inflight.eq(count.any()),
+            buffer.i.payload.len.eq(self.i.payload.len),
+            buffer.i.payload.addr.eq(Cat(Const(0, lanes), self.i.payload.addr[lanes:])),
+        ]
+        m.d.sync += count.eq(count + buffer.i.valid - self.retire)
+        return m
 
 
 class Bursts(wiring.Component):
-    """Walks the descriptor and issues one burst per cycle: its address on `address`, the rest through `push`.
+    """Walks the descriptor and pushes one burst per cycle.
 
     far, near: names of the command's operands of the DRAM and the SRAM side ("src", "dst").
 
@@ -65,12 +94,11 @@ class Bursts(wiring.Component):
     * `command`, `boot`: work, taken in order of arrival (boot first); `ticket`: semaphore numbers of each command taken.
     * `dram_base`, `dram_size`: window that every run must lie in (33-bit arithmetic, clamped to 2^32), else the run, and
       everything after it, is refused: a burst with `fault` is pushed in its place. DRAM is checked before SRAM.
-    * `room`: the engine can take a burst; `push`: it has to, `burst` is valid; `length`: bytes of the run minus 1.
-    * `address`: registered AR or AW stream; `retire`: a burst left the bus; `inflight`: not all have.
-    * `halt`: issue nothing more.
+    * `room`: the engine can take a burst; `push`: it has to, `burst` is valid; `bare`: it has no beats; `length`: bytes of
+      the run minus 1. * `halt`: issue nothing more.
 
-    A command accepted in cycle t has its first address valid in cycle t + 2; then one burst per cycle, through runs and
-    commands, while fewer than `axi_outstanding` are in flight.
+    A command accepted in cycle t has its first burst pushed in cycle t + 1; then one burst per cycle through runs and
+    commands.
     """
 
     def __init__(self, config: TileConfig, ins: Instruction, far: str, near: str):
@@ -80,9 +108,8 @@ class Bursts(wiring.Component):
             "boot": In(stream.Signature(boot_layout)),
             "ticket": Out(stream.Signature(data.StructLayout({f"sig_{s}": SEM_BITS for s in "abc"}))),
             "dram_base": In(32), "dram_size": In(32),
-            "room": In(1), "push": Out(1), "burst": Out(burst_layout(config)), "length": Out(32),
-            "address": Out(stream.Signature(data.StructLayout({"addr": 32, "len": 8}))),
-            "retire": In(1), "inflight": Out(1), "halt": In(1), "busy": Out(1), "waiting": Out(1),
+            "room": In(1), "push": Out(1), "burst": Out(burst_layout(config)), "bare": Out(1), "length": Out(32),
+            "halt": In(1), "busy": Out(1), "waiting": Out(1),
         })
 
     def elaborate(self, platform):
@@ -112,24 +139,17 @@ class Bursts(wiring.Component):
         fault = Signal(Fault)
         m.d.comb += fault.eq(Mux(null | ~first, Fault.NONE,
                                  Mux(refused_far, Fault.DRAM, Mux(refused_near, Fault.SRAM, Fault.NONE))))
-        bare = null | (fault != Fault.NONE)
+        m.d.comb += self.bare.eq(null | (fault != Fault.NONE))
         total = Signal(low + 1)
         m.d.comb += total.eq(addr[:low] + rest[:low])
         last = rest_fits & ~total[low]
         final = Signal()
         m.d.comb += final.eq(null | (last & last1 & last2))
 
-        m.submodules.address = address = SkidBuffer(self.address.payload.shape())
-        wiring.connect(m, wiring.flipped(self.address), address.o)
-        outstanding = Signal(range(config.axi_outstanding + 1))
         free, dead = Signal(), Signal()
         m.d.comb += [
-            free.eq(self.room & address.i.ready & (outstanding != config.axi_outstanding) & ~self.halt & ~dead),
-            self.push.eq(valid & free),
-            self.inflight.eq(outstanding.any()), self.busy.eq(valid), self.waiting.eq(valid & ~self.push),
-            address.i.valid.eq(self.push & ~bare),
-            address.i.payload.addr.eq(Cat(Const(0, lanes), addr[lanes:])),
-            address.i.payload.len.eq(self.burst.beats),
+            free.eq(self.room & ~self.halt & ~dead), self.push.eq(valid & free),
+            self.busy.eq(valid), self.waiting.eq(valid & ~self.push),
             self.burst.far.eq(Mux(fault == Fault.SRAM, run_near, addr)),
             self.burst.near.eq(run_near), self.burst.rot.eq(run_near[:lanes] - run_far[:lanes]),
             self.burst.borrow.eq(run_near[:lanes] < run_far[:lanes]), self.burst.tail.eq(total[:lanes]),
@@ -137,7 +157,6 @@ class Bursts(wiring.Component):
             self.burst.first.eq(first), self.burst.last.eq(last), self.burst.end.eq(final), self.burst.null.eq(null),
             self.burst.boot.eq(boot), self.burst.fault.eq(fault), self.burst.pc.eq(pc), self.length.eq(length),
         ]
-        m.d.sync += outstanding.eq(outstanding + (address.i.valid & address.i.ready) - self.retire)
 
         # Next burst, run, instruction.
         next_far, next_near = Signal(32), Signal(32)
@@ -219,7 +238,7 @@ class Beats(wiring.Component):
                     count.eq(Mux(final, 0, count + 1)), begun.eq(~final),
                     *(Cat(beat[f]).eq(Cat(burst[f])) for f in _run_fields(self.config)),
                     beat.first.eq(burst.first & ~begun), beat.last.eq(burst.last & final), beat.end.eq(burst.end & final),
-                    beat.final.eq(final),
+                    beat.begin.eq(~begun), beat.final.eq(final), beat.beats.eq(burst.beats),
                 ]
         return m
 

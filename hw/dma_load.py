@@ -6,8 +6,8 @@ from amaranth.utils import exact_log2
 
 from .axi import AxiRead, Resp
 from .config import TileConfig
-from .dma_bursts import Beats, Bursts, Fault, Signals, boot_layout, fifo_depth
-from .glue import Fifo
+from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, boot_layout, fifo_depth
+from .glue import Fifo, raw
 from .isa import BY_OP, Error, Op
 from .ports import SramWrite, unit_members
 
@@ -61,6 +61,7 @@ class LoadEngine(wiring.Component):
         sub_bits = exact_log2(width // config.axi_bytes)  # position of an axi_bytes slot in its word
 
         m.submodules.bursts = bursts = Bursts(config, BY_OP[Op.LOAD], "src", "dst")
+        m.submodules.ar = ar = AddressChannel(config)
         m.submodules.fifo = fifo = Fifo(bursts.burst.shape(), fifo_depth(config))
         m.submodules.beats = beats = Beats(config)
         m.submodules.signals = signals = Signals(config, 3)
@@ -72,11 +73,13 @@ class LoadEngine(wiring.Component):
         ticket = bursts.ticket
         m.d.comb += [
             bursts.dram_base.eq(self.dram_base), bursts.dram_size.eq(self.dram_size), bursts.halt.eq(halted),
-            bursts.room.eq(fifo.i.ready), fifo.i.valid.eq(bursts.push), fifo.i.payload.eq(bursts.burst),
+            bursts.room.eq(fifo.i.ready & ar.i.ready), fifo.i.valid.eq(bursts.push), fifo.i.payload.eq(bursts.burst),
             signals.ticket.valid.eq(ticket.valid), ticket.ready.eq(signals.ticket.ready),
-            Cat(signals.ticket.payload).eq(Cat(ticket.payload.sig_a, ticket.payload.sig_b, ticket.payload.sig_c)),
-            axi.arvalid.eq(bursts.address.valid), bursts.address.ready.eq(axi.arready),
-            axi.araddr.eq(bursts.address.payload.addr), axi.arlen.eq(bursts.address.payload.len),
+            raw(signals.ticket.payload).eq(raw(ticket.payload)),
+            ar.i.valid.eq(bursts.push & ~bursts.bare),
+            ar.i.payload.addr.eq(bursts.burst.far), ar.i.payload.len.eq(bursts.burst.beats),
+            axi.arvalid.eq(ar.o.valid), ar.o.ready.eq(axi.arready),
+            axi.araddr.eq(ar.o.payload.addr), axi.arlen.eq(ar.o.payload.len),
         ]
 
         # R channel: what cannot be used at once waits in `held`.
@@ -85,7 +88,7 @@ class LoadEngine(wiring.Component):
         have, use = Signal(), Signal()  # a beat is there; it is taken
         m.d.comb += [
             axi.rready.eq(~full), ours.eq(axi.rvalid & (axi.rid == 0)),
-            have.eq(ours | full), bursts.retire.eq(ours & axi.rready & axi.rlast),
+            have.eq(ours | full), ar.retire.eq(ours & axi.rready & axi.rlast),
             self.count_read_beat.eq(ours & axi.rready),
         ]
         with m.If(~full):
@@ -208,8 +211,8 @@ class LoadEngine(wiring.Component):
                                        Mux(plan.fault == Fault.DRAM, Error.DRAM_RANGE, Error.SRAM_RANGE))),
             ]
         m.d.comb += [
-            self.idle.eq(halted & ~bursts.inflight & ~bursts.address.valid & ~out.valid),
-            self.busy.eq(bursts.busy | bursts.inflight | fifo.level.any() | beats.o.valid | planned | signals.busy
+            self.idle.eq(halted & ~ar.inflight & ~ar.o.valid & ~out.valid),
+            self.busy.eq(bursts.busy | ar.inflight | fifo.level.any() | beats.o.valid | planned | signals.busy
                          | self.program.valid),
             self.count_wait_ar.eq(bursts.waiting), self.count_wait_r.eq(planned & ~bare & ~have),
             self.count_wait_sram.eq(out.valid & ~out.ready),

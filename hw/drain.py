@@ -65,10 +65,6 @@ class Drain(wiring.Component):
         left, first, above, over = Signal(COUNT_BITS), Signal(), Signal(signed(LIMIT_BITS + 1)), Signal(signed(LIMIT_BITS + 1))
         last_word, new = left == 1, self.command.payload
         m.d.comb += self.command.ready.eq(~active | finish)
-        with m.If(self.command.ready):
-            m.d.sync += active.eq(self.command.valid)
-            with m.If(self.command.valid):
-                m.d.sync += [command.eq(new), left.eq(new.n), first.eq(1), above.eq(-new.lo), over.eq(-new.hi)]
 
         # Write register: a lane word, or the maxima after them. A word outside of the SRAM goes no further.
         full, word, addr = Signal(), Signal(32 * config.columns, reset_less=True), Signal(32, reset_less=True)
@@ -100,9 +96,11 @@ class Drain(wiring.Component):
             ]
         with m.If(write_max):
             m.d.sync += [full.eq(1), addr.eq(command.max_out), ends.eq(1), is_max.eq(1), word.eq(Cat(maxima)), maximum.eq(0)]
-        # The load of the next command above must win over the steps of this one.
-        with m.If(finish & self.command.valid):
-            m.d.sync += [command.out.eq(new.out), left.eq(new.n), first.eq(1), above.eq(-new.lo), over.eq(-new.hi)]
+        # Last, so that it wins over the steps of the command that ends.
+        with m.If(self.command.ready):
+            m.d.sync += active.eq(self.command.valid)
+            with m.If(self.command.valid):
+                m.d.sync += [command.eq(new), left.eq(new.n), first.eq(1), above.eq(-new.lo), over.eq(-new.hi)]
 
         reset_only = active & ~command.emit & finish & command.max_first
         for r, best in enumerate(maxima):

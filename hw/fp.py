@@ -38,23 +38,30 @@ def _stages(stages: int, total: int) -> int:
 
 
 class Cuts:
-    """The register boundaries of a pipeline of `total` stages, of which `stages`, evenly spread, are real registers.
+    """The register boundaries of a pipeline of `total` stages, of which `stages`, evenly spread, are registers.
 
-    Calling it with named values ends a stage and returns the same names for the next one. The last boundary is always a register.
+    Calling it with named values ends a stage and returns the same names for the next one. The last boundary is
+    always a register. The registers move only while `enable` is high, if it is given.
     """
 
-    def __init__(self, m: Module, total: int, stages: int):
+    def __init__(self, m: Module, total: int, stages: int, *, enable: Value | None = None, prefix: str = "s"):
         self.m, self.total, self.stages, self.index = m, total, stages, 0
+        self.enable, self.prefix = Const(1) if enable is None else enable, prefix
 
     def __call__(self, **values) -> SimpleNamespace:
         k, self.index = self.index, self.index + 1
         assert k < self.total, "more boundaries than stages"
         registered = (k + 1) * self.stages // self.total > k * self.stages // self.total
-        out = {}
+        out, assignments = {}, []
         for name, value in values.items():
             value = Value.cast(value)
-            out[name] = sig = Signal(value.shape(), name=f"s{k + 1}_{name}", reset_less=registered)
-            self.m.d["sync" if registered else "comb"] += sig.eq(value)
+            out[name] = Signal(value.shape(), name=f"{self.prefix}{k + 1}_{name}", reset_less=registered)
+            assignments.append(out[name].eq(value))
+        if registered and not isinstance(self.enable, Const):
+            with self.m.If(self.enable):
+                self.m.d.sync += assignments
+        else:
+            self.m.d["sync" if registered else "comb"] += assignments
         return SimpleNamespace(**out)
 
 
@@ -63,7 +70,7 @@ class Cuts:
 
 def ftz(x: Value) -> Value:
     """x with a subnormal replaced by zero of the same sign."""
-    return Cat(x[:23] & (x[23:31] != 0).replicate(23), x[23:32])
+    return Cat(Mux(x[23:31].any(), x[:23], 0), x[23:32])
 
 
 def is_nan(x: Value) -> Value:
@@ -105,11 +112,7 @@ def _pack(sign, body, *, zero, inf, nan) -> Value:
     return Mux(
         nan,
         Const(NAN, 32),
-        Cat(
-            (body[:23] & ~(zero | inf).replicate(23)),
-            (body[23:31] & ~zero.replicate(8)) | inf.replicate(8),
-            sign,
-        ),
+        Cat(Mux(zero | inf, 0, body[:23]), Mux(inf, 255, Mux(zero, 0, body[23:31])), sign),
     )
 
 
@@ -158,7 +161,7 @@ class FpAdd(wiring.Component):
         # big is NaN whenever either operand is.
         small = Cat(Const(0, 2), s.small[:23], s.small_one)
         far = s.shift[5:].any()
-        aligned = (small >> s.shift[:5]) & ~far.replicate(26)
+        aligned = Mux(far, 0, small >> s.shift[:5])
         lost = ~(Const(-1, signed(26)).as_unsigned() << s.shift[:5])[:26]
         special, sub = s.big[23:31].all(), s.big[31] ^ s.small[31]
         s = cut(

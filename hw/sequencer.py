@@ -100,7 +100,7 @@ class Sequencer(wiring.Component):
         beats, levels: word beats to the command ports and their fill.
         wait, add: to the semaphores. lds: SRAM read port.
         error: held with the first error until reset; pc is the failing instruction's first word.
-        halted, waiting: one bit per thread; done: all threads have halted and nothing of them is on its way.
+        halted, waiting: one bit per thread; stuck_pc: where the first thread that has not halted is (its WAIT, if it waits); done: all threads have halted and nothing of them is on its way.
         progress: a thread completed an instruction. issued: per unit, a command was completed. count_words: words read.
 
     A thread waits at most once at a time, and runs ahead of a pending WAIT up to the next WAIT, SIGNAL, LDS or HALT or to the
@@ -118,7 +118,7 @@ class Sequencer(wiring.Component):
             "wait": Out(stream.Signature(add_layout)).array(N), "add": Out(stream.Signature(add_layout)),
             "lds": Out(SramRead(config)),
             "error": Out(error_layout),
-            "halted": Out(N, init=(1 << N) - 1), "waiting": Out(N), "done": Out(1),
+            "halted": Out(N, init=(1 << N) - 1), "stuck_pc": Out(PC_BITS), "waiting": Out(N), "done": Out(1),
             "progress": Out(1), "issued": Out(N), "count_words": Out(1),
         })
 
@@ -149,6 +149,7 @@ class Sequencer(wiring.Component):
         s.hold_burst = Signal(N)    # fetch again when a burst may start
         s.go = Signal(N)            # operands streamed, command not completed
         s.go_value = [Signal(32, name=f"go_value_{t}") for t in range(N)]
+        s.wait_pc = [Signal(PC_BITS, name=f"wait_pc_{t}") for t in range(N)]
         s.pending = Cat(w.valid for w in self.wait)
         s.room, s.frozen = Signal(N), Signal()
         s.init_row, s.init = Signal(range(INIT_ROWS + 1)), Signal()
@@ -195,6 +196,9 @@ class Sequencer(wiring.Component):
                 m.d.comb += s.wake[0][t].eq(entry != 0)
         m.d.sync += [s.idle.eq(reduce(or_, s.wake, s.idle & ~s.take)),
                      s.room.eq(Cat(level <= FIFO_DEPTH - BURST_BEATS for level in self.levels))]
+        for t in reversed(range(N)):
+            with m.If(~self.halted[t]):
+                m.d.comb += self.stuck_pc.eq(Mux(s.pending[t], s.wait_pc[t], s.pc[t]))
         for wait in self.wait:
             with m.If(wait.ready):
                 m.d.sync += wait.valid.eq(0)
@@ -227,10 +231,11 @@ class Sequencer(wiring.Component):
         # A burst has as many words as its mask has bits, known two cycles later: one word is read before that.
         groups = [Signal(4, name=f"group_{k}") for k in range(4)]
         for k, group in enumerate(groups):
-            m.d.sync += group.eq(sum(s.d_word[8 * k + b] for b in range(8)))
-        m.d.sync += [left.eq(sum(groups)), counting.eq(s.b_start)]
+            with m.If(s.b_start):
+                m.d.sync += group.eq(sum(s.d_word[8 * k + b] for b in range(8)))
+        m.d.sync += counting.eq(s.b_start)
         with m.If(counting):
-            m.d.sync += counted.eq(1)
+            m.d.sync += [left.eq(sum(groups)), counted.eq(1)]
         with m.If(s.b_start):
             m.d.sync += [s.b_fetch.eq(1), s.b_pc.eq(s.d_pc + 1), fetched.eq(0), counted.eq(0), b_thread.eq(s.d_thread)]
         with m.Elif(burst):
@@ -453,7 +458,7 @@ class Sequencer(wiring.Component):
             with m.If(s.x_thread[t]):
                 m.d.sync += s.depth[t].eq(s.depth[t] + push - pop)
             with m.If(s.x_thread[t] & good & (s.x_op == Op.WAIT) & (sem != 0)):
-                m.d.sync += [self.wait[t].valid.eq(1), raw(self.wait[t].payload).eq(amount)]
+                m.d.sync += [self.wait[t].valid.eq(1), raw(self.wait[t].payload).eq(amount), s.wait_pc[t].eq(s.x_pc)]
             beat, going = self.beats[t], s.wake[1][t]
             m.d.comb += [
                 beat.valid.eq(going | (burst & s.x_thread[t] & (s.x_code == 0))),

@@ -9,8 +9,8 @@
         p.matmul.add(R(1), R(1), 256)
     image = p.image()
 
-A *reg* operand takes an int or a register plus an immediate (`R(3) + 64`). Flag fields of hw/isa.py are keyword
-arguments beside the operands. ValueError names what was given and what is allowed.
+A *reg* operand takes an int or a register plus an immediate (`R(3) + 64`). Flag fields of hw/isa.py are
+keyword arguments beside the operands. ValueError names what was given and what is allowed.
 """
 import struct
 from collections.abc import Iterator
@@ -220,24 +220,26 @@ class Thread:
         sigs = self._take(kwargs)
         self._unit(Op.STORE, {"src": src, "dst": dst, "len": len, **kwargs}, sigs)
 
-    def send(self, *, tile: Value, src: Value, dst: Value, len: Value, sem: Value = 0, **kwargs: Value) -> None:
+    def send(self, *, tile: Value, src: Value, dst: Value, len: Value, sem: Value = 0,
+             **kwargs: Value) -> None:
         """len bytes into another tile's SRAM, then one count to its semaphore `sem`."""
         sigs = self._take(kwargs)
         self._unit(Op.SEND, {"tile": tile, "src": src, "dst": dst, "len": len, "sem": sem, **kwargs}, sigs)
 
     def matmul(self, *, n: Value, k: Value = 1, stream_fmt: Name = "int8", stat_fmt: Name = "int8",
                rows: int | None = None, **kwargs: "Value | bool") -> None:
-        """One MATMUL. Formats "int8", "fp6", "fp4"; rows default C; other flag fields and operands by their names.
+        """One MATMUL. Formats "int8", "fp6", "fp4"; rows default C; other flags and operands by their names.
 
-        Defaults that differ from the hardware's: first = last = True; `mask` is set when hi or lo is given; `max` and
-        `max_first` when max_out is given (max_first=False continues a running maximum).
+        Defaults that differ from the hardware's: first = last = True; `mask` is set when hi or lo is given;
+        `max` and `max_first` when max_out is given (max_first=False continues a running maximum).
         """
         sigs = self._take(kwargs)
         flags, = _split(kwargs, MATMUL_FLAGS)
         columns = self.program.config.columns
         flags = {"first": 1, "last": 1, "rows": columns if rows is None else rows,
                  "mask": int("hi" in kwargs or "lo" in kwargs), "max": int("max_out" in kwargs),
-                 "max_first": int("max_out" in kwargs), "stream_fmt": _choose("stream_fmt", stream_fmt, FORMATS),
+                 "max_first": int("max_out" in kwargs),
+                 "stream_fmt": _choose("stream_fmt", stream_fmt, FORMATS),
                  "stat_fmt": _choose("stat_fmt", stat_fmt, FORMATS), **flags}
         if not 1 <= flags["rows"] <= columns:
             raise ValueError(f"rows = {flags['rows']}: allowed is 1..{columns}")
@@ -250,12 +252,12 @@ class Thread:
     def vector(self, *, n0: Value, a: Value, x1: Name = "", x2: Name = "", x3: Name = "", x4: Name = "",
                func: Name = "none", out_mode: Name | None = None, red_op: Name = "none", block: int = 32,
                **kwargs: "Value | float") -> None:
-        """One VECTOR. `a_type`, `b_type`, `d_type` are names of SOURCES; out_mode of OUTPUTS (default f32 when out
-        is given); red_op of REDUCTIONS; func of FUNCTIONS.
+        """One VECTOR. `a_type`, `b_type`, `d_type` are names of SOURCES; out_mode of OUTPUTS (default f32
+        when out is given); red_op of REDUCTIONS; func of FUNCTIONS; the codes of hw/isa.py do as well.
 
         x1..x4 name the right operand of each step (SELECT); "-b" in x2 subtracts it, neg1=True negates t1.
-        lo=True and hi=True clamp to s4 and s5. s0..s2, s4, s5 are addresses of lane words; c0..c3 floats, or ints
-        taken as bits. Everything else by its name in the instruction table.
+        lo=True and hi=True clamp to s4 and s5. s0..s2, s4, s5 are addresses of lane words; c0..c3 floats, or
+        ints taken as bits. Everything else by its name in the instruction table.
         """
         sigs = self._take(kwargs)
         types = {t: _choose(t, kwargs.pop(t, "f32"), SOURCES) for t in ("a_type", "b_type", "d_type")}
@@ -269,7 +271,8 @@ class Thread:
             flags[name] = _choose(name, text, {s: i for i, s in enumerate(SELECT[name])})
             text = SELECT[name][flags[name]]
             if text not in ("", "t3") and text not in given:
-                raise ValueError(f"{name} = {text!r} without its operand: given is {', '.join(sorted(given))}")
+                raise ValueError(f"{name} = {text!r} without its operand: given is "
+                                 f"{', '.join(sorted(given))}")
         for flag, needs in (("lo", ("s4",)), ("hi", ("s5",)), ("where", ("s4", "s5"))):
             if flags.get(flag) and not given.issuperset(needs):
                 raise ValueError(f"{flag} needs {' and '.join(needs)} (or its constant)")
@@ -284,7 +287,8 @@ class Thread:
             raise ValueError("out_mode int8 needs qs, the address of the scale bytes")
         flags2 |= {"out_mode": mode, "red_op": red, "block": _choose("block", block, BLOCKS)}
         self._unit(Op.VECTOR, {"flags": pack(VECTOR_FLAGS, **types, **flags),
-                               "flags2": pack(VECTOR_FLAGS2, **flags2), **operands, **kwargs, **constants}, sigs)
+                               "flags2": pack(VECTOR_FLAGS2, **flags2),
+                               **operands, **kwargs, **constants}, sigs)
 
 
 def _register(r: R) -> int:
@@ -307,8 +311,8 @@ class Program:
         if name not in self.semaphores:
             number = len(self.semaphores) + 1
             if number >= self.config.semaphores:
-                raise ValueError(f"semaphore {name!r}: allowed is {self.config.semaphores - 1} semaphores, taken by "
-                                 f"{', '.join(self.semaphores)}")
+                raise ValueError(f"semaphore {name!r}: allowed is {self.config.semaphores - 1} semaphores, "
+                                 f"taken by {', '.join(self.semaphores)}")
             self.semaphores[name] = number
         return self.semaphores[name]
 
@@ -329,7 +333,8 @@ class Program:
             code += words
         if len(entries) + len(code) > self.config.imem_words:
             sizes = ", ".join(f"{t.name} {len(t.words)}" for t in self.threads)
-            raise ValueError(f"{len(entries) + len(code)} words ({sizes}): allowed is {self.config.imem_words}")
+            total = len(entries) + len(code)
+            raise ValueError(f"{total} words ({sizes}): allowed is {self.config.imem_words}")
         return np.array(entries + code, np.uint32)
 
     @property
@@ -361,8 +366,8 @@ class Sram:
             at = max(at, -(-(start + length) // align) * align)
         if at + size > self.config.sram_bytes:
             taken = ", ".join(f"{n} {b}" for n, (_, b) in sorted(self.regions.items(), key=lambda r: r[1]))
-            raise ValueError(f"{size} bytes for {name!r} do not fit in {self.config.sram_bytes} bytes of SRAM with "
-                             f"{self.used} bytes taken: {taken or 'nothing'}")
+            raise ValueError(f"{size} bytes for {name!r} do not fit in {self.config.sram_bytes} bytes of "
+                             f"SRAM with {self.used} bytes taken: {taken or 'nothing'}")
         self.regions[name] = (at, size)
         return at
 

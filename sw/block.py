@@ -42,6 +42,8 @@ class BlockImage:
                  decode: np.ndarray | None, dram_bytes: int = 32 << 20):
         self.config, self.spec, self.params = config, spec, params
         self.dram = d = DramImage(dram_bytes)
+        self.labels: dict[str, dict[int, str]] = {}
+        """phase -> labels of its program (word index -> text)."""
         c, s = config.columns, spec
         self.program_at = {phase: d.alloc(f"program.{phase}", 4 * config.imem_words, 4096) for phase in ("prefill", "decode")}
         self.panel_slot = config.sram_bytes * 9 // 64 // 1024 * 1024
@@ -187,6 +189,8 @@ def activation(v: Thread, image: BlockImage, gate: R | int, up: R | int, n: int,
     w = image.config.lane_bytes
     t1, t2 = tmp, tmp + n * w
     if image.spec.act == "swiglu":
+        for x, b in zip((gate, up), bias or ()):
+            v.vector(n0=n, a=x, d=b, d_type=BROADCAST, x2="d", out=x)
         c0 = float(-LOG2E)
         v.vector(n0=n, a=gate, x1="s0", c0=c0, func="exp2", x4="s3", c3=1.0, out=t1)
         v.vector(n0=n, a=t1, func="recip", b=gate, x3="b", out=t2)

@@ -46,7 +46,8 @@ def test_matmul_flags():
     p.matmul.matmul(n=3, k=2, stream_fmt="fp4", data=64, hi=R(1), step=1, max_out=0x400, rows=1)
     d = _only(p)
     flags = unpack(MATMUL_FLAGS, d.operands["flags"])
-    assert {k for k, v in flags.items() if v} == {"stream_fmt", "first", "last", "mask", "max", "max_first", "step", "rows"}
+    assert {k for k, v in flags.items() if v} == {"stream_fmt", "first", "last", "mask", "max", "max_first",
+                                                  "step", "rows"}
     assert flags["stream_fmt"] == 2 and flags["rows"] == 1
     assert set(d.operands) == {"flags", "n", "k", "data", "hi", "max_out"}
 
@@ -60,7 +61,8 @@ def test_vector_names_and_codes(named, coded):
     """Names and codes give the same words, and those say what the table says."""
     def flags(kwargs):
         p = Program(TINY)
-        p.vector.vector(n0=4, a=0, a_type="bf16", b=8, b_type="e8m0", d=16, d_type="broadcast_f32", out=512, red=1024,
+        p.vector.vector(n0=4, a=0, a_type="bf16", b=8, b_type="e8m0", d=16, d_type="broadcast_f32", out=512,
+                        red=1024,
                         qs=2048, c1=1.0, c2=2.0, **kwargs)
         d = _only(p)
         assert d.operands["c1"] == 0x3F800000
@@ -68,8 +70,10 @@ def test_vector_names_and_codes(named, coded):
     first, second = flags(named)
     assert (first, second) == flags(coded)
     assert (first["a_type"], first["b_type"], first["d_type"]) == (1, 4, 2)
-    assert {k: first[k] for k in ("x1", "x2", "x3", "x4", "func")} == {k: coded[k] for k in ("x1", "x2", "x3", "x4", "func")}
-    assert (second["out_mode"], second["red_op"], second["block"]) == (coded["out_mode"], coded["red_op"], coded.get("block", 0))
+    assert {k: first[k] for k in ("x1", "x2", "x3", "x4", "func")} == {k: coded[k] for k in ("x1", "x2", "x3",
+                                                                                             "x4", "func")}
+    assert (second["out_mode"], second["red_op"], second["block"]) == (coded["out_mode"], coded["red_op"],
+                                                                       coded.get("block", 0))
 
 
 @pytest.mark.parametrize("text,write", [

@@ -16,11 +16,11 @@ def stable(m: Module, s, rule=Assert) -> None:
         m.d.comb += [rule(s.valid), rule(raw(s.payload) == held)]
 
 
-def in_order(m: Module, i, o, pick, *, capacity: int, latency: int) -> None:
+def in_order(m: Module, i, o, pick, *, depth: int, capacity: int, latency: int) -> None:
     """What `o` gives is what `i` took: nothing lost, duplicated, reordered or made up.
 
     pick: free input; the item accepted while it is high becomes the tracked token, any item of any execution.
-    capacity: at most so many items are held. latency: a non-empty buffer is valid after so many cycles without output.
+    depth: while fewer items are held, another is accepted. capacity: at most so many items are held. latency: a non-empty buffer is valid after so many cycles without output.
     """
     push, pull = i.valid & i.ready, o.valid & o.ready
     held, ahead = Signal(range(capacity + 2)), Signal(range(capacity + 2))
@@ -39,6 +39,7 @@ def in_order(m: Module, i, o, pick, *, capacity: int, latency: int) -> None:
             m.d.sync += ahead.eq(ahead - 1)
     m.d.comb += [
         Assert(held <= capacity),
+        Assert(i.ready | (held >= depth)),
         Assert(~o.valid | (held != 0)),
         Assert(empty_for != latency),
         Assert(~(tracked & (ahead == 0) & o.valid) | (raw(o.payload) == token)),

@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.stamp
 export CONFIG WAVES
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test bench verilog lint formal dma-soak clean
+.PHONY: help env sim test bench verilog docs lint formal dma-soak clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -32,6 +32,9 @@ bench: env  ## cycles, utilisation and bytes against their bounds -> build/bench
 
 verilog: env  ## export build/$(CONFIG).v
 	$(PY) -m hw.export --config $(CONFIG) -o build/$(CONFIG).v
+
+docs: env  ## docs/isa.md, docs/registers.md and build/serrano_registers.h from the tables
+	$(PY) -m hw.isa_docs
 
 lint: env  ## ruff and mypy
 	$(VENV)/bin/ruff check .

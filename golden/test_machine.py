@@ -215,7 +215,10 @@ def _error(write, thread, window=None):
     ("matmul", dict(n=1, data=0, stat=48, stat_row=32), Error.ALIGNMENT, 48),
     ("matmul", dict(n=1, data=0, stat_row=32, out=8), Error.ALIGNMENT, 8),
     ("matmul", dict(n=2, data=0, stat_row=32, out=4080), Error.SRAM_RANGE, 4096),
-    ("matmul", dict(n=2, data=4064, stat_row=32), Error.SRAM_RANGE, 4064),
+    ("matmul", dict(n=2, data=4064, stat_row=32), Error.SRAM_RANGE, 4096),
+    ("matmul", dict(n=3, data=4064, stream_fmt="fp4", stat_row=32), Error.SRAM_RANGE, 4096),
+    ("matmul", dict(n=3, k=2, data=0, stat_row=32, scale=4092, scale_pass=2), Error.SRAM_RANGE, 4096),
+    ("vector", dict(n0=1, a=4088, out=0), Error.ALIGNMENT, 4088),
     ("vector", dict(n0=2, a=8, out=0), Error.ALIGNMENT, 8),
     ("vector", dict(n0=2, a=4080, out=0), Error.SRAM_RANGE, 4096),
     ("vector", dict(n0=2, a=0, x1="s0", s0=4), Error.ALIGNMENT, 4),
@@ -383,6 +386,20 @@ def test_matmul(seed):
         np.testing.assert_array_equal(state.maxima.view(np.uint32), maxima.view(np.uint32))
 
 
+def test_overflow_of_both_signs_is_the_canonical_nan():
+    """+inf from pass 0 and -inf from pass 1: 64 * 64 * 32 * 2^(127 + 12 - 12)."""
+    sram = np.zeros(4096, np.uint8)
+    sram[0:96] = 64
+    sram[96:128] = 192
+    sram[1024:1026] = (254, 254)
+    sram[1056:1058] = (139, 139)
+    flags = dict(first=1, last=1, rows=1)
+    values = dict(n=1, k=2, data=0, data_pass=32, stat=64, stat_pass=32, scale=1024, scale_pass=1,
+                  stat_scale=1056, stat_scale_pass=1, out=2048)
+    run_matmul(sram, MatmulState.of(SMALL), flags, values)
+    assert sram[2048:2064].view(np.uint32).tolist() == [0x7FC00000, 0, 0, 0]
+
+
 def test_gemm_program():
     """A ragged GEMM over two instructions equals golden.formats.accumulate on the same blocks."""
     rng = np.random.default_rng(1)
@@ -471,7 +488,7 @@ def vector_loops(config, sram, o, present, f):
             if f["x4"]:
                 t = arith.fadd(t, (b, d, s["s3"][r])[f["x4"] - 1])
             if f["where"] and e == int(s["s5"][r].view(np.uint32)):
-                t = s["s4"][r]
+                t = arith.canon(s["s4"][r])
             t3s[e, r], t5s[e, r] = t3, t
         for x in "abd":
             at[x] = step(at[x], x, sizes[f[x + "_type"]], e)
@@ -612,6 +629,12 @@ def test_softmax_and_trace():
     assert m.sram[2112:2120].tobytes() == scales.T.tobytes()
     np.testing.assert_allclose(prob.sum(axis=0), 1, rtol=1e-5)
     assert [e.pc for e in m.events] == [m.writer_of("sram", a).pc for a in (2048, 0, 2080, 1024)]
+    v = Program(SMALL)
+    v.vector.vector(n0=1, a=0, out=0)
+    v.vector.vector(n0=1, a=0, out=0)
+    again, words = start(v, trace=True)
+    again.run(0, words)
+    assert again.writer_of("sram", 3) is again.events[1]
     assert m.writer_of("sram", 2119).label == "softmax" and m.writer_of("sram", 2200) is None
 
 

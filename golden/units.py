@@ -78,12 +78,13 @@ class Walk:
         """Fault unless every access is inside SRAM and aligned."""
         if self.count and not (self.within(0, len(sram)) and self.aligned(align)):
             a = self.addresses()
-            outside = a + self.size > len(sram)
-            bad = int(np.argmax(outside | (a % align != 0)))
+            misaligned = a % align != 0
+            outside = (a >= len(sram)) | (a + self.size > len(sram)) & ~misaligned
+            bad = int(np.argmax(outside | misaligned))
             raise Fault(Error.SRAM_RANGE if outside[bad] else Error.ALIGNMENT, int(a[bad]))
         return self
 
-    def view(self, memory: np.ndarray, dtype: type = np.uint8, origin: int = 0) -> np.ndarray:
+    def view(self, memory: np.ndarray, dtype: type | np.dtype = np.uint8, origin: int = 0) -> np.ndarray:
         """The accesses as an array (counts..., items) that aliases memory; memory[0] has address `origin`."""
         item = np.dtype(dtype).itemsize
         if not self.count or not self.size:
@@ -198,9 +199,12 @@ def matmul(config: TileConfig, sram: np.ndarray, state: MatmulState, f: Mapping[
         tile = walk("data", 32, (32, 32), align=32).view(np.int8)
         w = tile[..., f["offset"]:f["offset"] + n].swapaxes(1, 2)
     else:
-        w = walk("data", n * formats.BLOCK_BYTES[stream_fmt], align=32)
-        w = formats.unpack(w, stream_fmt).reshape(k, n, 32)
-    sw = walk("scale", n).astype(np.int32) if has_scale else np.full((k, n), _ZERO_SCALE, np.int32)
+        size = n * formats.BLOCK_BYTES[stream_fmt]
+        words = walk("data", 32, (-(-size // 32), 32), align=32).reshape(k, -1)
+        w = formats.unpack(words[:, :size], stream_fmt).reshape(k, n, 32)
+    sw = np.full((k, n), _ZERO_SCALE, np.int32)
+    if has_scale:
+        sw[:] = walk("scale", 1, (n, 1))[..., 0]
     x, sx = np.zeros((k, lanes, 32), F32), np.full((k, lanes), _ZERO_SCALE, np.int32)
     stat = walk("stat", formats.BLOCK_BYTES[stat_fmt], (rows, signed(o["stat_row"])),
                 align=16 if stat_fmt == formats.FP4 else 32)
@@ -247,7 +251,7 @@ def matmul(config: TileConfig, sram: np.ndarray, state: MatmulState, f: Mapping[
 
 _LANE, _BROADCAST = (0, 1), (2, 3, 4)
 _DTYPE = (np.uint32, np.uint16, np.uint32, np.uint16, np.uint8)
-_FUNCTIONS = (None, arith.exp2, arith.recip, arith.rsqrt)
+_FUNCTIONS = (lambda x: x, arith.exp2, arith.recip, arith.rsqrt)
 
 
 @dataclass
@@ -306,7 +310,7 @@ def vector(config: TileConfig, sram: np.ndarray, f: Mapping[str, int], o: Mappin
     n = o["n0"] * o["n1"] * o["n2"]
     s = {name: v.scalar(name, constant).view(F32) for name, constant, on in (
         ("s0", "c0", f["x1"] == 3), ("s1", "c1", f["x2"] == 3), ("s2", "c2", f["x3"] == 3),
-        ("s4", "c2", f["lo"] or f["where"]), ("s5", "c3", f["hi"] or f["where"])) if on}
+        ("s4", "c2", f["lo"] or f["where"]), ("s5", "c3", f["hi"] or f["where"])) if n and on}
     writes: list[tuple[Walk, np.ndarray, slice]] = []
     if n:
         t3, t5 = _elements(v, {name: v.source(name) for name in sorted(used)}, s)
@@ -353,7 +357,7 @@ def _elements(v: _Vector, src: dict[str, np.ndarray],
         t = arith.fmax(t, s["s4"])
     if f["hi"]:
         t = arith.fmin(t, s["s5"])
-    t3 = t = _FUNCTIONS[f["func"]](np.ascontiguousarray(t)) if f["func"] else t
+    t3 = t = _FUNCTIONS[f["func"]](np.ascontiguousarray(t))
     if f["x3"]:
         t = arith.fmul(t, (b, d, s.get("s2"), t3)[f["x3"] - 1])
     if f["x4"]:
@@ -361,7 +365,8 @@ def _elements(v: _Vector, src: dict[str, np.ndarray],
     shape = (*v.elements[::-1], lanes)
     t3, t = (np.ascontiguousarray(np.broadcast_to(x, shape)).reshape(n, lanes) for x in (t3, t))
     if f["where"]:
-        t = np.where(np.arange(n, dtype=np.uint32)[:, None] == s["s5"].view(np.uint32), s["s4"], t)
+        hit = np.arange(n, dtype=np.uint32)[:, None] == s["s5"].view(np.uint32)
+        t = np.where(hit, arith.canon(s["s4"]), t)
     return t3, t
 
 

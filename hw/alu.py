@@ -49,7 +49,7 @@ class LateUnit(wiring.Component):
         word = exact_log2(self.config.word_bytes)
         x, y = self.x, self.y
         low, cross = Signal(32), Signal(32)
-        other, is_mul = Signal(32), Signal()
+        other, second, swap, is_mul = Signal(32), Signal(32), Signal(), Signal()
         lane = Signal(word - 2)
         busy = Signal()
         m.d.sync += busy.eq(self.start)
@@ -57,23 +57,19 @@ class LateUnit(wiring.Component):
             # A 32-bit product of 16-bit parts: (xh*yl + xl*yh) * 2^16 + xl*yl.
             m.d.sync += [low.eq(x[:16] * y[:16]), is_mul.eq(self.func == Alu.MUL),
                          cross.eq(Cat(Const(0, 16), (x[16:] * y[:16])[:16]) + Cat(Const(0, 16), (x[:16] * y[16:])[:16]))]
-            less = Signal()
-            m.d.comb += less.eq(x.as_signed() < y.as_signed())
+            # MIN, MAX: both candidates, and which one it is.
+            m.d.sync += [other.eq(x), second.eq(y), swap.eq((x.as_signed() < y.as_signed()) ^ (self.func == Alu.MIN))]
             with m.Switch(self.func):
                 with m.Case(Alu.SHL):
-                    m.d.sync += other.eq((x << y[:5])[:32])
+                    m.d.sync += [other.eq((x << y[:5])[:32]), swap.eq(0)]
                 with m.Case(Alu.SHR):
-                    m.d.sync += other.eq(x >> y[:5])
+                    m.d.sync += [other.eq(x >> y[:5]), swap.eq(0)]
                 with m.Case(Alu.SRA):
-                    m.d.sync += other.eq(x.as_signed() >> y[:5])
-                with m.Case(Alu.MIN):
-                    m.d.sync += other.eq(Mux(less, x, y))
-                with m.Default():
-                    m.d.sync += other.eq(Mux(less, y, x))
+                    m.d.sync += [other.eq(x.as_signed() >> y[:5]), swap.eq(0)]
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         with m.If(busy):
-            m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(Mux(is_mul, low + cross, other))]
+            m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(Mux(is_mul, low + cross, Mux(swap, second, other)))]
 
         with m.If(self.read.req.ready):
             m.d.sync += self.read.req.valid.eq(0)

@@ -1,4 +1,5 @@
-"""The systolic array: 32 x C signed 8 x 8 multipliers that turn a stream of blocks into C exact dot products per cycle."""
+"""The systolic array: 32 x C signed 8 x 8 multipliers that turn a stream of blocks into C exact dot products
+per cycle."""
 
 from amaranth import Module, Signal, signed
 from amaranth.lib import wiring
@@ -16,23 +17,32 @@ DOT_BITS = 21
 class Column(wiring.Component):
     """One column: a stationary block (active and shadow), 32 multipliers, an adder tree.
 
-    Members: `valid`, `swap`, `block` arrive from the left and leave one cycle later as `valid_o`, `swap_o`, `block_o`.
+    Members: `valid`, `swap`, `block` arrive from the left and leave one cycle later as `valid_o`, `swap_o`,
+    `block_o`.
     `swap` (with the first block of a pass) makes the shadow block active for this block and those after it.
     `write` puts `stationary` into the shadow block.
     `dot`: the dot product, `LATENCY` cycles after its block was on `block`; holds while no block passes.
 
-    Every multiplier has registers on both sides (the block and the active block; the product), so that it fits a DSP block.
-    Registers move only with a block, which keeps an idle array cheap to simulate.
+    Every multiplier has registers on both sides (the block and the active block; the product), so that it
+    fits a DSP block. Registers move only with a block, which keeps an idle array cheap to simulate.
     """
 
     LATENCY = 7
 
     def __init__(self):
-        super().__init__({
-            "valid": In(1), "swap": In(1), "block": In(BLOCK_BITS),
-            "valid_o": Out(1), "swap_o": Out(1), "block_o": Out(BLOCK_BITS),
-            "write": In(1), "stationary": In(BLOCK_BITS), "dot": Out(signed(DOT_BITS)),
-        })
+        super().__init__(
+            {
+                "valid": In(1),
+                "swap": In(1),
+                "block": In(BLOCK_BITS),
+                "valid_o": Out(1),
+                "swap_o": Out(1),
+                "block_o": Out(BLOCK_BITS),
+                "write": In(1),
+                "stationary": In(BLOCK_BITS),
+                "dot": Out(signed(DOT_BITS)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -45,10 +55,14 @@ class Column(wiring.Component):
         with m.If(self.valid):
             m.d.sync += self.block_o.eq(self.block)
 
-        # Products, then a binary adder tree with a register at every level, which costs nothing behind a carry chain and keeps
+        # Products, then a binary adder tree with a register at every level, which costs nothing behind a
+        # carry chain and keeps
         # synthesis from building compressor trees out of LUTs. `enable` follows the block through the stages.
         enable, stage = self.valid_o, 0
-        terms = [self.block_o[8 * i:8 * i + 8].as_signed() * active[8 * i:8 * i + 8].as_signed() for i in range(MX_BLOCK)]
+        terms = [
+            self.block_o[8 * i : 8 * i + 8].as_signed() * active[8 * i : 8 * i + 8].as_signed()
+            for i in range(MX_BLOCK)
+        ]
         while True:
             width = 16 + stage
             sums = [Signal(signed(width), name=f"sum{stage}_{i}", reset_less=True) for i in range(len(terms))]
@@ -64,34 +78,46 @@ class Column(wiring.Component):
 
 
 class SystolicArray(wiring.Component):
-    """C columns side by side: `dot[c]` is the exact dot product of the block with the stationary block of column c.
+    """C columns side by side: `dot[c]` is the exact dot product of the block with the stationary block of
+    column c.
 
     Members: `valid`, `swap`, `block` (32 signed bytes, byte i in bits [8i, 8i + 8)) enter column 0;
-    `write` (one bit per column) loads the shadow block of a column from `stationary`, which is broadcast: a row is on it for a
-    single cycle, so nothing waits for it to travel.
-    `dot[c]`: all C results of one block in the same cycle, `latency` = C + 6 cycles after it was on `block` (columns are
-    de-skewed here, where a result has only 21 bits, so that one control pipeline serves every accumulator).
+    `write` (one bit per column) loads the shadow block of a column from `stationary`, which is broadcast: a
+    row is on it for a single cycle, so nothing waits for it to travel.
+    `dot[c]`: all C results of one block in the same cycle, `latency` = C + 6 cycles after it was on `block`
+    (columns are de-skewed here, where a result has only 21 bits, so that one control pipeline serves every
+    accumulator).
 
-    A block with `swap` in cycle t takes the shadow of column c in cycle t + c: the shadow of column c must not be written before
-    cycle t + c, and must be complete before it.
+    A block with `swap` in cycle t takes the shadow of column c in cycle t + c: the shadow of column c must
+    not be written before cycle t + c, and must be complete before it.
     """
 
     def __init__(self, config: TileConfig):
         self.columns = config.columns
         self.latency = Column.LATENCY + config.columns - 1
-        super().__init__({
-            "valid": In(1), "swap": In(1), "block": In(BLOCK_BITS),
-            "write": In(config.columns), "stationary": In(BLOCK_BITS),
-            "dot": Out(signed(DOT_BITS)).array(config.columns),
-        })
+        super().__init__(
+            {
+                "valid": In(1),
+                "swap": In(1),
+                "block": In(BLOCK_BITS),
+                "write": In(config.columns),
+                "stationary": In(BLOCK_BITS),
+                "dot": Out(signed(DOT_BITS)).array(config.columns),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         valid, swap, block = self.valid, self.swap, self.block
         for c in range(self.columns):
             m.submodules[f"column_{c}"] = column = Column()
-            m.d.comb += [column.valid.eq(valid), column.swap.eq(swap), column.block.eq(block),
-                         column.write.eq(self.write[c]), column.stationary.eq(self.stationary)]
+            m.d.comb += [
+                column.valid.eq(valid),
+                column.swap.eq(swap),
+                column.block.eq(block),
+                column.write.eq(self.write[c]),
+                column.stationary.eq(self.stationary),
+            ]
             valid, swap, block = column.valid_o, column.swap_o, column.block_o
             dot = column.dot
             for i in range(self.columns - 1 - c):

@@ -37,6 +37,7 @@ class CsrFile(wiring.Component):
     def __init__(self, config: TileConfig):
         self.config = config
         self.constants = constants(config)
+        self.counts = {c.name: Signal(COUNTER_BITS, name=f"{c.name.lower()}_value") for c in COUNTERS}
         members = {"s_axil": In(AxiLite(ADDR_BITS)), "irq": Out(1), "count_enable": In(1), "count_clear": In(1)}
         for r in REGISTERS:
             name = r.name.lower()
@@ -118,7 +119,7 @@ class CsrFile(wiring.Component):
         values, latch = {}, Signal(COUNTER_BITS - 32)
         for c in COUNTERS:
             name = c.name.lower()
-            step, count = Signal(MAX_STEP, name=f"{name}_step"), Signal(COUNTER_BITS, name=f"{name}_value")
+            step, count = Signal(MAX_STEP, name=f"{name}_step"), self.counts[c.name]
             m.d.sync += step.eq(Mux(self.count_enable, getattr(self, f"count_{name}"), 0))
             with m.If(step.any()):
                 m.d.sync += count.eq(count + step)

@@ -142,8 +142,7 @@ class Bursts(wiring.Component):
         m.d.comb += self.bare.eq(null | (fault != Fault.NONE))
         total = Signal(low + 1)
         m.d.comb += total.eq(addr[:low] + rest[:low])
-        last = rest_fits & ~total[low]
-        final = Signal()
+        last, final = Signal(), Signal()  # last: registered, because everything that follows hangs on it
         m.d.comb += final.eq(null | (last & last1 & last2))
 
         free, dead = Signal(), Signal()
@@ -158,6 +157,10 @@ class Bursts(wiring.Component):
             self.burst.boot.eq(boot), self.burst.fault.eq(fault), self.burst.pc.eq(pc), self.length.eq(length),
         ]
 
+        def fits(address, more):
+            """`more` + 1 bytes, few enough for one burst, do not cross the end of the burst at `address`."""
+            return ~(address[:low] + more[:low])[low]
+
         # Next burst, run, instruction.
         next_far, next_near = Signal(32), Signal(32)
         m.d.comb += [
@@ -168,14 +171,15 @@ class Bursts(wiring.Component):
             m.d.sync += dead.eq(fault != Fault.NONE)
             with m.If(last):
                 m.d.sync += [addr.eq(next_far), run_far.eq(next_far), run_near.eq(next_near), first.eq(1),
-                             rest.eq(length), rest_fits.eq(one_burst)]
+                             rest.eq(length), rest_fits.eq(one_burst), last.eq(one_burst & fits(next_far, length))]
                 with m.If(last1):
                     m.d.sync += [row_far.eq(next_far), row_near.eq(next_near), left1.eq(n1), last1.eq(n1_is_1),
                                  left2.eq(left2 - 1), last2.eq(left2 == 2)]
                 with m.Else():
                     m.d.sync += [left1.eq(left1 - 1), last1.eq(left1 == 2)]
             with m.Else():
-                m.d.sync += [addr.eq(Cat(Const(0, low), addr[low:] + 1)), first.eq(0), rest[:low].eq(total[:low])]
+                m.d.sync += [addr.eq(Cat(Const(0, low), addr[low:] + 1)), first.eq(0), rest[:low].eq(total[:low]),
+                             last.eq(Mux(total[low], rest_fits, rest[low:] == 1))]
                 with m.If(~total[low]):
                     m.d.sync += [rest[low:].eq(rest[low:] - 1), rest_fits.eq(rest[low:] == 1)]
             with m.If(final):
@@ -191,9 +195,10 @@ class Bursts(wiring.Component):
             *(self.ticket.payload[f"sig_{s}"].eq(cmd[f"sig_{s}"]) for s in "abc"),
             take.eq((use_boot & self.boot.ready) | (self.command.valid & self.command.ready)),
         ]
-        start, size = Signal(32), Signal(32)
+        start, size, small = Signal(32), Signal(32), Signal()
         m.d.comb += [start.eq(Mux(use_boot, Cat(Const(0, 2), self.boot.payload.src[2:]), far)),
-                     size.eq(Mux(use_boot, self.boot.payload.words << 2, cmd.len))]
+                     size.eq(Mux(use_boot, self.boot.payload.words << 2, cmd.len)),
+                     small.eq(~size[low + 1:].any() & ~(size[low] & size[:low].any()))]
         with m.If(take):
             m.d.sync += [
                 valid.eq(1), boot.eq(use_boot), pc.eq(Mux(use_boot, 0, cmd.pc)), first.eq(1),
@@ -201,8 +206,7 @@ class Bursts(wiring.Component):
                 addr.eq(start), run_far.eq(start), row_far.eq(start),
                 run_near.eq(Mux(use_boot, 0, near)), row_near.eq(Mux(use_boot, 0, near)),
                 length.eq(size - 1), rest.eq(size - 1),
-                one_burst.eq(~size[low + 1:].any() & ~(size[low] & size[:low].any())),
-                rest_fits.eq(~size[low + 1:].any() & ~(size[low] & size[:low].any())),
+                one_burst.eq(small), rest_fits.eq(small), last.eq(small & fits(start, size - 1)),
                 n1.eq(cmd.n1), n1_is_1.eq(use_boot | (cmd.n1 == 1)), left1.eq(cmd.n1), last1.eq(use_boot | (cmd.n1 == 1)),
                 left2.eq(cmd.n2), last2.eq(use_boot | (cmd.n2 == 1)),
                 far1.eq(cmd[f"{self.far}1"]), far2.eq(cmd[f"{self.far}2"]),

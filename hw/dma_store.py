@@ -10,6 +10,7 @@ from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, fifo_dept
 from .dma_load import rotate_bytes
 from .glue import Fifo, SkidBuffer, StreamArbiter, raw
 from .isa import BY_OP, Error, Op
+from .memory import DualPortRam
 from .ports import PC_BITS, SEM_BITS, SramRead, unit_members
 
 __all__ = ["StoreEngine"]
@@ -36,14 +37,22 @@ class _WordReader(wiring.Component):
         m = Module()
         bits, offset = self.config.sram_addr_bits, exact_log2(self.config.word_bytes)
         m.submodules.jobs = jobs = Fifo(data.StructLayout({"word": bits, "more": bits}), fifo_depth(self.config))
-        m.submodules.words = words = Fifo(8 * self.config.word_bytes, WORDS)
-        wiring.connect(m, words.o, wiring.flipped(self.o))
+        m.submodules.words = words = DualPortRam(width=8 * self.config.word_bytes, depth=WORDS)
         m.d.comb += [
             jobs.i.valid.eq(self.push), self.ready.eq(jobs.i.ready),
             jobs.i.payload.word.eq(self.near[offset:]),
             jobs.i.payload.more.eq((self.near[:offset] + self.length[:bits + offset]) >> offset),
-            words.i.valid.eq(self.read.valid), words.i.payload.eq(self.read.data),
         ]
+        # The FIFO of words: credits keep it from overflowing, so that nothing hangs on `o.ready` but one read.
+        head, tail, pull = Signal(range(WORDS)), Signal(range(WORDS)), Signal()
+        stored = Signal(range(WORDS + 1))
+        m.d.comb += [
+            words.wstrb.eq(self.read.valid), words.wdata.eq(self.read.data), words.waddr.eq(tail),
+            pull.eq(stored.any() & (~self.o.valid | self.o.ready)),
+            words.ren.eq(pull), words.raddr.eq(head), self.o.payload.eq(words.rdata),
+        ]
+        m.d.sync += [tail.eq(tail + self.read.valid), head.eq(head + pull), stored.eq(stored + self.read.valid - pull),
+                     self.o.valid.eq(pull | (self.o.valid & ~self.o.ready))]
         active, more, none_left = Signal(), Signal(bits), Signal()  # words of the run after this one
         credits = Signal(range(WORDS + 1), init=WORDS)
         request = self.read.req
@@ -57,7 +66,7 @@ class _WordReader(wiring.Component):
                          none_left.eq(~jobs.o.payload.more.any())]
         with m.Elif(taken):
             m.d.sync += [request.payload.eq(request.payload + 1), more.eq(more - 1), none_left.eq(more == 1)]
-        m.d.sync += credits.eq(credits - taken + (words.o.valid & words.o.ready))
+        m.d.sync += credits.eq(credits - taken + pull)
         return m
 
 
@@ -172,11 +181,12 @@ class StoreEngine(wiring.Component):
         words = reader.o
         m.submodules.w = w = SkidBuffer(data.StructLayout({"data": config.axi_data_bits, "strb": config.axi_bytes, "last": 1}))
         have = loaded & (after_loaded | ~straddles)
+        go = have & w.i.ready & planned & ~bare
         drop, shift, skip = Signal(), Signal(), Signal()  # shift: `word` is loaded; skip: past `after`
         m.d.comb += [
             w.i.valid.eq(planned & ~bare & (halted | have)),
             take.eq(planned & (bare | ((halted | have) & w.i.ready))),
-            drop.eq(take & ~bare & leaves), shift.eq(~loaded | drop),
+            drop.eq(go & leaves), shift.eq(~loaded | drop),
             skip.eq(shift & (~after_loaded | (drop & leaves_both))),
             words.ready.eq(shift | ~after_loaded),
         ]
@@ -205,14 +215,14 @@ class StoreEngine(wiring.Component):
         reply = answers.o.payload
         unsent = reply.null | (reply.fault != Fault.NONE)
         got = Signal()
+        failed = got & axi.bresp[1]
+        refused = answers.o.valid & (reply.fault != Fault.NONE)
         m.d.comb += [
             axi.bready.eq(answers.o.valid & ~unsent),
             got.eq(axi.bvalid & axi.bready & (axi.bid == 0)), aw.retire.eq(got),
             answers.o.ready.eq(unsent | got),
-            done_signals.complete.eq(answers.o.valid & answers.o.ready & reply.end & ~halted),
+            done_signals.complete.eq(answers.o.valid & answers.o.ready & reply.end & ~halted & ~failed & ~refused),
         ]
-        failed = got & axi.bresp[1]
-        refused = answers.o.valid & (reply.fault != Fault.NONE)
         with m.If(self.stop):
             m.d.sync += halted.eq(1)
         with m.If((failed | refused) & ~halted):

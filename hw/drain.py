@@ -1,4 +1,5 @@
-"""The way out of the array: credits, lane words to SRAM with mask and running maximum, and word of their completion."""
+"""The way out of the array: credits, lane words to SRAM with mask and running maximum, and word of their
+completion."""
 
 from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import data, stream, wiring
@@ -16,39 +17,66 @@ __all__ = ["LIMIT_BITS", "Drain", "clamp_limit", "drain_layout"]
 LIMIT_BITS = 12
 MINUS_INF = INF | 1 << 31
 
-drain_layout = data.StructLayout({
-    "out": 32, "max_out": 32, "lo": signed(LIMIT_BITS), "hi": signed(LIMIT_BITS), "step": 1, "mask": 1, "max": 1, "max_first": 1,
-    "emit": 1, "n": COUNT_BITS, "pc": PC_BITS})
-"""n lane words to `out`, then with `max` the maxima to `max_out`; without `emit` nothing but the reset of the maxima."""
+drain_layout = data.StructLayout(
+    {
+        "out": 32,
+        "max_out": 32,
+        "lo": signed(LIMIT_BITS),
+        "hi": signed(LIMIT_BITS),
+        "step": 1,
+        "mask": 1,
+        "max": 1,
+        "max_first": 1,
+        "emit": 1,
+        "n": COUNT_BITS,
+        "pc": PC_BITS,
+    }
+)
+"""n lane words to `out`, then with `max` the maxima to `max_out`; without `emit` nothing but the reset of the
+maxima."""
 
 
 def clamp_limit(limit):
-    """A 32-bit mask limit in 12 bits: all comparisons with j - step * r (j <= 1023, r <= 31) come out the same."""
+    """A 32-bit mask limit in 12 bits: all comparisons with j - step * r (j <= 1023, r <= 31) come out the
+    same."""
     limit = limit.as_signed()
-    return Mux(limit < -32, Const(-32, signed(LIMIT_BITS)), Mux(limit > 1024, Const(1024, signed(LIMIT_BITS)), limit[:LIMIT_BITS].as_signed()))
+    return Mux(
+        limit < -32,
+        Const(-32, signed(LIMIT_BITS)),
+        Mux(limit > 1024, Const(1024, signed(LIMIT_BITS)), limit[:LIMIT_BITS].as_signed()),
+    )
 
 
 class Drain(wiring.Component):
     """Lane words from the accumulators, buffered, masked, written to SRAM in order.
 
-    Members: `command` (drain_layout), `valid` and `i` (a lane word, no back-pressure), `reserve` takes one of the places that
-    `credit` promises: a lane word may be started only then. `done`: number (0 .. 2) of commands with `emit` of which every write has
-    become visible in this cycle. `error`, `error_addr`, `pc`: a write outside of the SRAM was refused; it and all after it are not done.
+    Members: `command` (drain_layout), `valid` and `i` (a lane word, no back-pressure), `reserve` takes one of
+    the places that `credit` promises: a lane word may be started only then. `done`: number (0 .. 2) of
+    commands with `emit` of which every write has become visible in this cycle. `error`, `error_addr`,
+    `pc`: a write outside of the SRAM was refused; it and all after it are not done.
 
     One lane word per cycle, also from command to command; a command with `max` takes three cycles more.
-    Completion relies on the write port holding at most two accepted writes that are not yet visible (a skid buffer in front of the
-    arbiter): a write is visible when `port.busy` is low or two more have been accepted.
+    Completion relies on the write port holding at most two accepted writes that are not yet visible (a skid
+    buffer in front of the arbiter): a write is visible when `port.busy` is low or two more have been
+    accepted.
     """
 
     def __init__(self, config: TileConfig, depth: int):
         self.config, self.depth = config, depth
-        super().__init__({
-            "command": In(stream.Signature(drain_layout)),
-            "valid": In(1), "i": In(32 * config.columns),
-            "credit": Out(1), "reserve": In(1), "done": Out(2),
-            "error": Out(1), "error_addr": Out(32), "pc": Out(PC_BITS),
-            "port": Out(SramWrite(config)),
-        })
+        super().__init__(
+            {
+                "command": In(stream.Signature(drain_layout)),
+                "valid": In(1),
+                "i": In(32 * config.columns),
+                "credit": Out(1),
+                "reserve": In(1),
+                "done": Out(2),
+                "error": Out(1),
+                "error_addr": Out(32),
+                "pc": Out(PC_BITS),
+                "port": Out(SramWrite(config)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -62,7 +90,12 @@ class Drain(wiring.Component):
 
         # The command in hand and the place in it.
         command, active, finish = Signal(drain_layout), Signal(), Signal()
-        left, first, above, over = Signal(COUNT_BITS), Signal(), Signal(signed(LIMIT_BITS + 1)), Signal(signed(LIMIT_BITS + 1))
+        left, first, above, over = (
+            Signal(COUNT_BITS),
+            Signal(),
+            Signal(signed(LIMIT_BITS + 1)),
+            Signal(signed(LIMIT_BITS + 1)),
+        )
         last_word, new = left == 1, self.command.payload
         m.d.comb += self.command.ready.eq(~active | finish)
 
@@ -71,50 +104,87 @@ class Drain(wiring.Component):
         ends, resets, is_max, error_pc = Signal(), Signal(), Signal(), Signal(PC_BITS)
         req = self.port.req
         room, sent = Signal(), Signal()
-        inside = ~addr[exact_log2(config.sram_bytes):].any()
+        inside = ~addr[exact_log2(config.sram_bytes) :].any()
         m.d.comb += [
-            req.valid.eq(full & inside), sent.eq(req.valid & req.ready), room.eq(~full | sent),
-            self.error.eq(full & ~inside), self.error_addr.eq(addr), self.pc.eq(error_pc),
+            req.valid.eq(full & inside),
+            sent.eq(req.valid & req.ready),
+            room.eq(~full | sent),
+            self.error.eq(full & ~inside),
+            self.error_addr.eq(addr),
+            self.pc.eq(error_pc),
         ]
         maxima = [Signal(32, name=f"max_{r}", init=MINUS_INF) for r in lanes]
         maximum = Signal()  # the lane words of the command are out, its maxima are due
         write_max = Signal()
         m.d.comb += [
-            pop.eq(active & command.emit & ~maximum & room & words.o.valid), words.o.ready.eq(pop),
+            pop.eq(active & command.emit & ~maximum & room & words.o.valid),
+            words.o.ready.eq(pop),
             write_max.eq(maximum & ~full),  # by then the last lane word is part of the maxima
             finish.eq(Mux(command.emit, Mux(command.max, write_max, pop & last_word), active & ~full)),
         ]
         with m.If(sent):
             m.d.sync += full.eq(0)
         with m.If(pop):
-            hidden = Cat(command.mask & ~((above >= r * command.step) & (over < r * command.step)) for r in lanes)
+            hidden = Cat(
+                command.mask & ~((above >= r * command.step) & (over < r * command.step)) for r in lanes
+            )
             m.d.sync += [
-                full.eq(1), addr.eq(command.out), ends.eq(last_word & ~command.max), is_max.eq(0), error_pc.eq(command.pc),
-                resets.eq(first & command.max_first), first.eq(0), left.eq(left - 1), maximum.eq(last_word & command.max),
-                above.eq(above + 1), over.eq(over + 1), command.out.eq(command.out + config.lane_bytes),
-                word.eq(Cat(Mux(hidden[r], Const(MINUS_INF, 32), words.o.payload[32 * r:32 * r + 32]) for r in lanes)),
+                full.eq(1),
+                addr.eq(command.out),
+                ends.eq(last_word & ~command.max),
+                is_max.eq(0),
+                error_pc.eq(command.pc),
+                resets.eq(first & command.max_first),
+                first.eq(0),
+                left.eq(left - 1),
+                maximum.eq(last_word & command.max),
+                above.eq(above + 1),
+                over.eq(over + 1),
+                command.out.eq(command.out + config.lane_bytes),
+                word.eq(
+                    Cat(
+                        Mux(hidden[r], Const(MINUS_INF, 32), words.o.payload[32 * r : 32 * r + 32])
+                        for r in lanes
+                    )
+                ),
             ]
         with m.If(write_max):
-            m.d.sync += [full.eq(1), addr.eq(command.max_out), ends.eq(1), is_max.eq(1), word.eq(Cat(maxima)), maximum.eq(0)]
+            m.d.sync += [
+                full.eq(1),
+                addr.eq(command.max_out),
+                ends.eq(1),
+                is_max.eq(1),
+                word.eq(Cat(maxima)),
+                maximum.eq(0),
+            ]
         # Last, so that it wins over the steps of the command that ends.
         with m.If(self.command.ready):
             m.d.sync += active.eq(self.command.valid)
             with m.If(self.command.valid):
-                m.d.sync += [command.eq(new), left.eq(new.n), first.eq(1), above.eq(-new.lo), over.eq(-new.hi)]
+                m.d.sync += [
+                    command.eq(new),
+                    left.eq(new.n),
+                    first.eq(1),
+                    above.eq(-new.lo),
+                    over.eq(-new.hi),
+                ]
 
         reset_only = active & ~command.emit & finish & command.max_first
         for r, best in enumerate(maxima):
-            value = word[32 * r:32 * r + 32]
+            value = word[32 * r : 32 * r + 32]
             with m.If(reset_only):
                 m.d.sync += best.eq(MINUS_INF)
             with m.Elif(sent & ~is_max):
                 m.d.sync += best.eq(Mux(resets, value, fp_max(best, value)))
 
         ratio = config.word_bytes // config.lane_bytes
-        place = addr[exact_log2(config.lane_bytes):exact_log2(config.word_bytes)]
+        place = addr[exact_log2(config.lane_bytes) : exact_log2(config.word_bytes)]
         m.d.comb += [
-            req.payload.addr.eq(addr[exact_log2(config.word_bytes):]), req.payload.data.eq(Cat(*[word] * ratio)),
-            req.payload.strb.eq(Cat((place == i).replicate(config.lane_bytes) for i in range(ratio)) if ratio > 1 else -1),
+            req.payload.addr.eq(addr[exact_log2(config.word_bytes) :]),
+            req.payload.data.eq(Cat(*[word] * ratio)),
+            req.payload.strb.eq(
+                Cat((place == i).replicate(config.lane_bytes) for i in range(ratio)) if ratio > 1 else -1
+            ),
         ]
 
         # Completion: commands that end with the last write accepted, or the one before it.

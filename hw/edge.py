@@ -1,4 +1,5 @@
-"""The array's edge: bytes as they lie in memory (MXINT8, MXFP6, MXFP4, or a tile to transpose) -> blocks of 32 signed bytes."""
+"""The array's edge: bytes as they lie in memory (MXINT8, MXFP6, MXFP4, or a tile to transpose) -> blocks of
+32 signed bytes."""
 
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
@@ -9,13 +10,24 @@ from .array import BLOCK_BITS
 from .config import MX_BLOCK
 from .memory import DualPortRam
 
-__all__ = ["COUNT_BITS", "FP4", "FP6", "FRACTION_BITS", "INT8", "PASS_BITS", "StreamEdge", "Transposer", "decode_block", "edge_command",
-           "fp4_codes"]
+__all__ = [
+    "COUNT_BITS",
+    "FP4",
+    "FP6",
+    "FRACTION_BITS",
+    "INT8",
+    "PASS_BITS",
+    "StreamEdge",
+    "Transposer",
+    "decode_block",
+    "edge_command",
+    "fp4_codes",
+]
 
 INT8, FP6, FP4 = range(3)
 FRACTION_BITS = {INT8: 6, FP6: 3, FP4: 3}
-"""Fraction bits of the signed bytes that leave the edge: FP4 is widened to FP6 (four times its own integer form), which is exact and
-lets both share one decoder."""
+"""Fraction bits of the signed bytes that leave the edge: FP4 is widened to FP6 (four times its own integer
+form), which is exact and lets both share one decoder."""
 COUNT_BITS = 11
 """Blocks of a pass: 1 .. 1024."""
 PASS_BITS = 16
@@ -24,7 +36,7 @@ FP6_BITS = 6 * MX_BLOCK
 
 def fp4_codes(half):
     """32 E2M1 codes (128 bits) as E2M3 codes (192 bits), the same values."""
-    return Cat(Cat(Const(0, 2), half[4 * i:4 * i + 4]) for i in range(MX_BLOCK))
+    return Cat(Cat(Const(0, 2), half[4 * i : 4 * i + 4]) for i in range(MX_BLOCK))
 
 
 def _e2m3(code):
@@ -38,26 +50,29 @@ def _e2m3(code):
 
 def decode_block(raw, fp):
     """256 bits: 32 signed bytes as they are, or with `fp` set 32 E2M3 codes in the low 192 bits, decoded."""
-    return Cat(Mux(fp, _e2m3(raw[6 * i:6 * i + 6]), raw[8 * i:8 * i + 8]) for i in range(MX_BLOCK))
+    return Cat(Mux(fp, _e2m3(raw[6 * i : 6 * i + 6]), raw[8 * i : 8 * i + 8]) for i in range(MX_BLOCK))
 
 
 class Transposer(wiring.Component):
     """32 x 32 byte transposer: one row in, one column out per tick, no double buffer.
 
-    Members: `tick` moves everything by one step; `phase` counts the ticks modulo 32; `i` is row `phase` of a tile, `o` is
-    column `phase` of the tile that went in during the 32 ticks before. Column `phase` has element t = byte `phase` of row t.
+    Members: `tick` moves everything by one step; `phase` counts the ticks modulo 32; `i` is row `phase` of a
+    tile, `o` is column `phase` of the tile that went in during the 32 ticks before. Column `phase` has
+    element t = byte `phase` of row t.
 
-    Lane b and time t are exchanged bit by bit: for each bit s, from 16 down to 1, lanes with the bit set are delayed by s, lanes b and
-    b + s are swapped in ticks whose phase has the bit set, then lanes with the bit clear are delayed by s. Every delay before a stage is a
-    multiple of twice its s, so that all stages see the same phase; one register in the middle makes the total 32.
-    A delay line is one wide memory for all lanes of a stage: 992 bytes in all.
+    Lane b and time t are exchanged bit by bit: for each bit s, from 16 down to 1, lanes with the bit set are
+    delayed by s, lanes b and b + s are swapped in ticks whose phase has the bit set, then lanes with the bit
+    clear are delayed by s. Every delay before a stage is a multiple of twice its s, so that
+    all stages see the same phase; one register in the middle makes the total 32. A delay line is one wide memory for all lanes of a stage: 992 bytes in all.
     """
 
     CUT = 8
     """The pipeline register follows this stage."""
 
     def __init__(self):
-        super().__init__({"tick": In(1), "phase": In(exact_log2(MX_BLOCK)), "i": In(BLOCK_BITS), "o": Out(BLOCK_BITS)})
+        super().__init__(
+            {"tick": In(1), "phase": In(exact_log2(MX_BLOCK)), "i": In(BLOCK_BITS), "o": Out(BLOCK_BITS)}
+        )
 
     def _delay(self, m, name, lanes, ticks):
         if ticks == 1:
@@ -66,15 +81,20 @@ class Transposer(wiring.Component):
                 m.d.sync += later.eq(Cat(lanes))
         else:
             m.submodules[name] = ram = DualPortRam(width=8 * len(lanes), depth=ticks)
-            place = self.phase[:exact_log2(ticks)]
-            m.d.comb += [ram.waddr.eq(place), ram.wdata.eq(Cat(lanes)), ram.wstrb.eq(self.tick),
-                         ram.raddr.eq(place + 1), ram.ren.eq(self.tick)]
+            place = self.phase[: exact_log2(ticks)]
+            m.d.comb += [
+                ram.waddr.eq(place),
+                ram.wdata.eq(Cat(lanes)),
+                ram.wstrb.eq(self.tick),
+                ram.raddr.eq(place + 1),
+                ram.ren.eq(self.tick),
+            ]
             later = ram.rdata
-        return [later[8 * i:8 * i + 8] for i in range(len(lanes))]
+        return [later[8 * i : 8 * i + 8] for i in range(len(lanes))]
 
     def elaborate(self, platform):
         m = Module()
-        lanes = [self.i[8 * b:8 * b + 8] for b in range(MX_BLOCK)]
+        lanes = [self.i[8 * b : 8 * b + 8] for b in range(MX_BLOCK)]
         for s in (16, 8, 4, 2, 1):
             high = [b for b in range(MX_BLOCK) if b & s]
             low = [b - s for b in high]
@@ -87,35 +107,43 @@ class Transposer(wiring.Component):
             m.d.comb += [a.eq(Cat(lanes[x] for x in low)), b.eq(Cat(lanes[x] for x in high))]
             to_low, to_high = Signal.like(a, name=f"to_low_{s}"), Signal.like(b, name=f"to_high_{s}")
             m.d.comb += [to_low.eq(Mux(swap, b, a)), to_high.eq(Mux(swap, a, b))]
-            late = self._delay(m, f"after_{s}", [to_low[8 * i:8 * i + 8] for i in range(len(low))], s)
+            late = self._delay(m, f"after_{s}", [to_low[8 * i : 8 * i + 8] for i in range(len(low))], s)
             for i, (x, y) in enumerate(zip(low, high)):
-                lanes[x], lanes[y] = late[i], to_high[8 * i:8 * i + 8]
+                lanes[x], lanes[y] = late[i], to_high[8 * i : 8 * i + 8]
             if s == self.CUT:
                 cut = Signal(BLOCK_BITS, reset_less=True)
                 with m.If(self.tick):
                     m.d.sync += cut.eq(Cat(lanes))
-                lanes = [cut[8 * x:8 * x + 8] for x in range(MX_BLOCK)]
+                lanes = [cut[8 * x : 8 * x + 8] for x in range(MX_BLOCK)]
         m.d.comb += self.o.eq(Cat(lanes))
         return m
 
 
 edge_command = data.StructLayout({"fmt": 2, "transpose": 1, "offset": 5, "n": COUNT_BITS, "k": PASS_BITS})
-"""k passes of n blocks in format `fmt`; `transpose`: columns offset .. offset + n - 1 of k tiles of 32 rows."""
+"""k passes of n blocks in format `fmt`; `transpose`: columns offset .. offset + n - 1 of k tiles of 32
+rows."""
 
 
 class StreamEdge(wiring.Component):
-    """Chunks of 32 bytes -> blocks of 32 signed bytes (integer form with `FRACTION_BITS`), for one command after another.
+    """Chunks of 32 bytes -> blocks of 32 signed bytes (integer form with `FRACTION_BITS`), for one command
+    after another.
 
-    Members: `command` (edge_command), `i` chunks, `o` blocks. A pass starts with a new chunk; it takes n chunks (MXINT8), ceil(3n / 4)
-    (MXFP6: 24-byte blocks across chunks), ceil(n / 2) (MXFP4) or 32 (transposed).
-    One block per cycle in every format, also from command to command; a transposed tile comes out while the next one goes in.
-    Transposition to plain needs the 32 ticks in which the last tile comes out, and nothing else. `o` is decoded combinationally
-    from a register; `i.ready` depends on `o.ready`.
+    Members: `command` (edge_command), `i` chunks, `o` blocks. A pass starts with a new chunk; it takes n
+    chunks (MXINT8), ceil(3n / 4) (MXFP6: 24-byte blocks across chunks), ceil(n / 2) (MXFP4) or 32
+    (transposed). One block per cycle in every format, also from command to command; a transposed tile comes
+    out while the next one goes in.
+    Transposition to plain needs the 32 ticks in which the last tile comes out, and nothing else. `o` is
+    decoded combinationally from a register; `i.ready` depends on `o.ready`.
     """
 
     def __init__(self):
-        super().__init__({"command": In(stream.Signature(edge_command)), "i": In(stream.Signature(BLOCK_BITS)),
-                          "o": Out(stream.Signature(BLOCK_BITS))})
+        super().__init__(
+            {
+                "command": In(stream.Signature(edge_command)),
+                "i": In(stream.Signature(BLOCK_BITS)),
+                "o": Out(stream.Signature(BLOCK_BITS)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -129,7 +157,8 @@ class StreamEdge(wiring.Component):
         raw, fp, room = Signal(BLOCK_BITS, reset_less=True), Signal(), Signal()
         m.d.comb += [room.eq(~self.o.valid | self.o.ready), self.o.payload.eq(decode_block(raw, fp))]
 
-        # Plain blocks: phase = position of the block within 4 (MXFP6) or 2 (MXFP4); `rest` is the chunk before.
+        # Plain blocks: phase = position of the block within 4 (MXFP6) or 2 (MXFP4); `rest` is the chunk
+        # before.
         chunk, rest = self.i.payload, Signal(FP6_BITS, reset_less=True)
         is_fp6, is_fp4 = command.fmt == FP6, command.fmt == FP4
         phase, take, step, whole = Signal(2), Signal(), Signal(), Signal()
@@ -152,12 +181,15 @@ class StreamEdge(wiring.Component):
             with m.Default():
                 m.d.comb += codes.eq(fp4_codes(Mux(phase[0], chunk[128:], chunk[:128])))
         with m.If(step & is_fp6):
-            m.d.sync += rest.eq(chunk[BLOCK_BITS - FP6_BITS:])
+            m.d.sync += rest.eq(chunk[BLOCK_BITS - FP6_BITS :])
         with m.If(take):
-            m.d.sync += [phase.eq(Mux(last_block, 0, Mux(is_fp4, phase ^ 1, phase + 1))),
-                         left.eq(Mux(last_block, command.n, left - 1))]
+            m.d.sync += [
+                phase.eq(Mux(last_block, 0, Mux(is_fp4, phase ^ 1, phase + 1))),
+                left.eq(Mux(last_block, command.n, left - 1)),
+            ]
 
-        # Transposed tiles: windows of 32 ticks; in each, a tile goes in (`filling`), or the one before comes out, or both.
+        # Transposed tiles: windows of 32 ticks; in each, a tile goes in (`filling`), or the one before comes
+        # out, or both.
         clock, filling, fill, tick, window_end = Signal(5), Signal(), Signal(), Signal(), Signal()
         leaving, first, end, wanted = Signal(), Signal(5), Signal(6), Signal()
         m.d.comb += [
@@ -166,7 +198,9 @@ class StreamEdge(wiring.Component):
             tick.eq((fill | leaving) & (~fill | self.i.valid) & (~wanted | room)),
             window_end.eq(tick & (clock == 31)),
             quiet.eq((clock == 0) & ~leaving),
-            turn.tick.eq(tick), turn.phase.eq(clock), turn.i.eq(chunk),
+            turn.tick.eq(tick),
+            turn.phase.eq(clock),
+            turn.i.eq(chunk),
         ]
         with m.If(tick):
             m.d.sync += [clock.eq(clock + 1), filling.eq(fill)]
@@ -183,13 +217,19 @@ class StreamEdge(wiring.Component):
         with m.If(room):
             m.d.sync += self.o.valid.eq(take | (tick & wanted))
         with m.If(take | (tick & wanted)):
-            m.d.sync += [fp.eq(~wanted & (is_fp4 | is_fp6)),
-                         raw.eq(Mux(wanted, turn.o, Mux(is_fp4 | is_fp6, Cat(codes, chunk[FP6_BITS:]), chunk)))]
+            m.d.sync += [
+                fp.eq(~wanted & (is_fp4 | is_fp6)),
+                raw.eq(Mux(wanted, turn.o, Mux(is_fp4 | is_fp6, Cat(codes, chunk[FP6_BITS:]), chunk))),
+            ]
         with m.If(pass_end):
             m.d.sync += passes.eq(passes - 1)
         with m.If(self.command.ready):
             m.d.sync += active.eq(self.command.valid)
             with m.If(self.command.valid):
-                m.d.sync += [command.eq(self.command.payload), left.eq(self.command.payload.n),
-                             passes.eq(self.command.payload.k), phase.eq(0)]
+                m.d.sync += [
+                    command.eq(self.command.payload),
+                    left.eq(self.command.payload.n),
+                    passes.eq(self.command.payload.k),
+                    phase.eq(0),
+                ]
         return m

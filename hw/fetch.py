@@ -79,8 +79,6 @@ class Fetcher(wiring.Component):
                 ]
                 with m.If(~in_range):
                     m.d.sync += [self.error.eq(1), self.error_addr.eq(i.payload.addr)]
-        with m.Elif(tags.i.valid & tags.i.ready):  # after an error the stage still empties
-            m.d.sync += valid.eq(0)
 
         # Response side: credits guarantee room.
         m.d.comb += [words.i.payload.eq(read.data), words.i.valid.eq(read.valid)]

@@ -138,7 +138,9 @@ class FpAdd(wiring.Component):
     `stages` (1 .. 6) is the latency; at 6 every stage is one carry chain or about five LUT4 levels.
     """
 
-    def __init__(self, stages: int = 6):
+    STAGES = 6
+
+    def __init__(self, stages: int = STAGES):
         self.latency = _stages(stages, 6)
         super().__init__({"a": In(32), "b": In(32), "o": Out(32)})
 
@@ -219,7 +221,9 @@ class FpMul(wiring.Component):
     Latency `stages` (1 .. 4). The 24 x 24 product is four products of at most 18 x 18, with registers on both sides.
     """
 
-    def __init__(self, stages: int = 4):
+    STAGES = 4
+
+    def __init__(self, stages: int = STAGES):
         self.latency = _stages(stages, 4)
         super().__init__({"a": In(32), "b": In(32), "o": Out(32)})
 

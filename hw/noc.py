@@ -39,8 +39,9 @@ request_layout = data.StructLayout({"tile": 16, "src": 32, "dst": 32, "len": 32,
 class Receiver(wiring.Component):
     """Executes the packets that arrive: writes to SRAM, signals, and READ requests handed to the sender.
 
-    A data flit per cycle. A packet's signal follows when its data is visible. A packet that breaks the rules is dropped
-    from there to its last flit, and `bad` pulses with the offending address or head word in `bad_value`.
+    A data flit per cycle, one cycle more per packet and about three for a signal. Signals and reads come when all data before them
+    is visible. A packet that breaks the rules is dropped from there to its last flit, and `bad` pulses with its address (SIGNAL:
+    semaphore) in `bad_value`.
     """
 
     def __init__(self, config: TileConfig):
@@ -102,10 +103,8 @@ class Receiver(wiring.Component):
                     m.next = "STRAY"
                 with m.Elif(is_write):
                     m.next = "DATA"
-                with m.Elif(head.kind == Kind.READ):
-                    m.next = "READ"
                 with m.Else():
-                    m.next = "SIGNAL"
+                    m.next = "VISIBLE"
             with m.State("DATA"):
                 m.d.comb += buffer.o.ready.eq(space)
                 m.d.sync += last.eq(flit.last)
@@ -120,10 +119,14 @@ class Receiver(wiring.Component):
                         lane = addr[size:word] if lanes > 1 else Const(0, 1)
                         m.d.sync += port.payload.strb.eq(Cat((lane == k).replicate(FLIT_BYTES) for k in range(lanes)))
                         with m.If(flit.last):
-                            m.next = "VISIBLE"
-            with m.State("VISIBLE"):
+                            m.next = "HEAD"
+                            with m.If((head.sem != 0) & (head.count != 0)):
+                                m.next = "VISIBLE"
+            with m.State("VISIBLE"):  # signals and reads come after all data before them
                 with m.If(~port.valid & ~self.write.busy):
                     m.next = "SIGNAL"
+                    with m.If(head.kind == Kind.READ):
+                        m.next = "READ"
             with m.State("SIGNAL"):
                 m.d.comb += self.add.valid.eq((head.sem != 0) & (head.count != 0))
                 with m.If(self.add.ready | (head.sem == 0) | (head.count == 0)):

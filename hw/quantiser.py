@@ -87,23 +87,24 @@ class Quantiser(wiring.Component):
         columns = self.columns
         enable = ~self.o.valid | self.o.ready
 
-        # Slots: `block` elements, then as many idle slots as the C blocks and the scales need to leave.
-        slot, padding = Signal(range(64)), Signal()
+        # Slots of a block. It begins late enough for its C blocks and scales to leave after those of the block before, whatever
+        # the sizes of the two.
+        slot, padding = Signal(range(32)), Signal()
+        idle = Signal(range(columns + 2), init=columns + 1)  # since the last block's end
         begin, held = slot == 0, Signal(2)
         block = Mux(begin, self.i.payload.block, held)
-        size, period = Signal(range(33)), Signal(range(64))
-        m.d.comb += [size.eq(Const(32, 6) >> block), period.eq(Mux(size > columns + 1, size, columns + 1))]
-        inside, ends = slot < size, slot == size - 1
+        ends = slot == (Const(31, 5) >> block)
+        spaced = idle >= Mux(block == 2, max(columns + 1 - 8, 0), Mux(block == 1, max(columns + 1 - 16, 0), max(columns + 1 - 32, 0)))
         take = Signal()
         m.d.comb += [
-            take.eq(inside & (padding | (self.i.valid & (~begin | self.scales.valid)))),
+            take.eq(padding | (self.i.valid & (~begin | (self.scales.valid & spaced)))),
             self.i.ready.eq(enable & take & ~padding),
             self.scales.ready.eq(enable & take & begin),
         ]
-        with m.If(enable & (take | ~inside)):
-            m.d.sync += slot.eq(Mux(slot == period - 1, 0, slot + 1))
         with m.If(enable & take):
-            m.d.sync += padding.eq((padding | self.i.payload.last) & ~ends)
+            m.d.sync += [slot.eq(Mux(ends, 0, slot + 1)), padding.eq((padding | self.i.payload.last) & ~ends)]
+        with m.If(enable):
+            m.d.sync += idle.eq(Mux(take & ends, 0, Mux(idle == columns + 1, idle, idle + 1)))
         scale_now, scale_held = Signal(8 * columns), Signal(8 * columns)
         m.d.comb += scale_now.eq(Mux(begin, self.scales.payload, scale_held))
         with m.If(self.scales.ready):

@@ -1,9 +1,9 @@
 """Program memory and sequencer: five hardware threads share one instruction memory and one free-running pipeline.
 
-    fetch | memory | decode | read registers, add | execute, write
+    fetch | memory | decode | registers | add | execute, write
       ^ one word per cycle, first and second word of an instruction in consecutive cycles
 
-A thread has one instruction in flight. A sequencer instruction takes six cycles (late ones: hw/alu.py), so several threads
+A thread has one instruction in flight. A sequencer instruction takes eight cycles (late ones: hw/alu.py), so several threads
 fill the pipeline. A unit instruction starts a *burst*: its operand words are fetched in consecutive cycles, and stream through the
 same adder into the unit's command port. The pipeline never stalls: an instruction that cannot go on when it is decoded
 (resource taken, wait pending, words not loaded yet) has no effect and is fetched again later.
@@ -138,7 +138,7 @@ class Sequencer(wiring.Component):
         return m
 
     def _state(self) -> SimpleNamespace:
-        """Signals shared by the stages; `d_`, `e_` and `x_` belong to decode, read-and-add and execute."""
+        """Signals shared by the stages; `d_`, `r_`, `e_`, `x_` belong to decode, registers, add, execute."""
         s = SimpleNamespace()
         s.pc = [Signal(ADDR_BITS, name=f"pc_{t}") for t in range(N)]
         s.depth = [Signal(range(LOOP_DEPTH + 1), name=f"depth_{t}") for t in range(N)]
@@ -163,12 +163,13 @@ class Sequencer(wiring.Component):
             for name, width in (("word", 32), ("pc", ADDR_BITS), ("ok", 1), ("complete", 1)):
                 setattr(s, f"{d}_{name}", Signal(width, name=f"{d}_{name}"))
         s.d_first, s.d_second, s.d_burst, s.d_thread = Signal(), Signal(), Signal(), Signal(N)
-        for d in "ex":
-            for name, width in (("instr", 1), ("burst", 1), ("thread", N), ("op", 6), ("word", 32), ("pc", ADDR_BITS),
-                                ("index", 5), ("last", 1), ("late", 1)):
+        s.common = (("instr", 1), ("burst", 1), ("thread", N), ("op", 6), ("word", 32), ("pc", ADDR_BITS), ("index", 5), ("last", 1),
+                    ("late", 1))
+        s.addend = (("imm", 32), ("reg", 1), ("rs", 1), ("two", 1),
+                    *((f"bad_{name}", 1) for name in ("pc", "opcode", "field", "end", "mask", "thread", "sem")))
+        for d in "rex":
+            for name, width in s.common if d == "x" else s.common + s.addend:
                 setattr(s, f"{d}_{name}", Signal(width, name=f"{d}_{name}"))
-        s.e_imm, s.e_reg, s.e_rs, s.e_two = Signal(32), Signal(), Signal(), Signal()
-        s.e_bad = {name: Signal(name=f"e_bad_{name}") for name in ("pc", "opcode", "field", "end", "mask", "thread", "sem")}
         s.x_a, s.x_y, s.x_code, s.x_value = Signal(32), Signal(32), Signal(4), Signal(32)
         s.x_next, s.x_skip, s.x_start = Signal(ADDR_BITS), Signal(ADDR_BITS), Signal(ADDR_BITS)
         s.x_count, s.x_more = Signal(32), Signal()
@@ -210,7 +211,9 @@ class Sequencer(wiring.Component):
         m.submodules.turns = turns = RoundRobin(N)
         free = Signal(N)
         first, second, burst = Signal(), Signal(), Signal()
-        second_pc, pc, thread = Signal(ADDR_BITS), Signal(ADDR_BITS), Signal(N)
+        pick, space = Signal(N), Signal()  # the next thread is chosen a cycle ahead
+        pc, thread = Signal(ADDR_BITS), Signal(N)
+        m_first, m_second, m_burst, m_pc = Signal(), Signal(), Signal(), Signal(ADDR_BITS)
         counting, counted = Signal(), Signal()
         fetched, left = Signal(6), Signal(6)
         b_thread = Signal(N)
@@ -218,15 +221,17 @@ class Sequencer(wiring.Component):
         m.d.sync += free.eq(~(s.hold_wait & s.pending) & ~(s.hold_burst & ~(s.room & ~s.b_fetch.replicate(N))))
         m.d.comb += [
             burst.eq(s.b_fetch & ~second & ((s.b_pc < self.loaded) | self.complete) & ~(counted & (fetched == left))),
-            turns.requests.eq(s.idle & free),
-            first.eq(~second & ~burst & ~s.frozen & turns.requests.any()),
-            turns.advance.eq(first),
-            s.take.eq(turns.grant & first.replicate(N)),
-            pc.eq(Mux(second, second_pc, Mux(burst, s.b_pc, onehot_mux(turns.grant, s.pc)))),
+            turns.requests.eq(s.idle & free & ~pick),
+            first.eq(~second & ~burst & ~s.frozen & pick.any()),
+            space.eq(first | ~pick.any()), turns.advance.eq(space),
+            s.take.eq(pick & first.replicate(N)),
+            pc.eq(Mux(second, m_pc + 1, Mux(burst, s.b_pc, onehot_mux(pick, s.pc)))),
             self.addr.eq(pc),
             self.count_words.eq(first | second | burst),
         ]
-        m.d.sync += [second.eq(first), second_pc.eq(pc + 1)]
+        m.d.sync += second.eq(first)
+        with m.If(space):
+            m.d.sync += pick.eq(turns.grant)
 
         # A burst has as many words as its mask has bits, known two cycles later: one word is read before that.
         groups = [Signal(4, name=f"group_{k}") for k in range(4)]
@@ -246,10 +251,9 @@ class Sequencer(wiring.Component):
             m.d.sync += s.b_fetch.eq(0)
 
         # Memory stage: the word is read; was it there?
-        m_first, m_second, m_burst, m_pc = Signal(), Signal(), Signal(), Signal(ADDR_BITS)
         loaded, complete = Signal.like(self.loaded), Signal()
         with m.If(~second):
-            m.d.sync += thread.eq(Mux(burst, b_thread, turns.grant))
+            m.d.sync += thread.eq(Mux(burst, b_thread, pick))
         m.d.sync += [
             m_first.eq(first), m_second.eq(second), m_burst.eq(burst), m_pc.eq(pc),
             loaded.eq(self.loaded), complete.eq(self.complete),
@@ -326,20 +330,20 @@ class Sequencer(wiring.Component):
             with m.If(accept & unit & s.d_thread[t]):
                 m.d.sync += s.go_value[t].eq(Cat(*sems, s.w_pc[:PC_BITS]))
 
-        m.d.sync += [s.e_instr.eq(accept), s.e_burst.eq(s.d_burst & ~s.frozen)]
+        m.d.sync += [s.r_instr.eq(accept), s.r_burst.eq(s.d_burst & ~s.frozen)]
         with m.If(accept | s.d_burst):
             m.d.sync += [
-                s.e_thread.eq(s.d_thread), s.e_op.eq(Mux(s.d_burst, 0, op)), s.e_word.eq(word), s.e_imm.eq(imm), s.e_late.eq(late),
-                s.e_pc.eq(Mux(s.d_burst, s.d_pc, s.w_pc)), s.e_two.eq(two & ~s.d_burst),
-                s.e_reg.eq((reg != 0) & ~(s.d_burst & raw)), s.e_rs.eq(_field(word, Op.ALU, "rs") != 0),
+                s.r_thread.eq(s.d_thread), s.r_op.eq(Mux(s.d_burst, 0, op)), s.r_word.eq(word), s.r_imm.eq(imm), s.r_late.eq(late),
+                s.r_pc.eq(Mux(s.d_burst, s.d_pc, s.w_pc)), s.r_two.eq(two & ~s.d_burst),
+                s.r_reg.eq((reg != 0) & ~(s.d_burst & raw)), s.r_rs.eq(_field(word, Op.ALU, "rs") != 0),
                 # A unit instruction without operands is complete with its second word.
-                s.e_last.eq(Mux(s.d_burst, s.b_last, unit & ~s.d_word.any())),
-                s.e_index.eq(_encode(s.b_low)),
-                s.e_bad["pc"].eq(~s.w_ok & ~s.d_burst), s.e_bad["opcode"].eq(~known & ~s.d_burst),
-                s.e_bad["field"].eq(((word & undefined).any() | illegal) & ~s.d_burst),
-                s.e_bad["end"].eq(~s.d_ok & (two | s.d_burst)), s.e_bad["mask"].eq((s.d_word & no_operand).any() & ~s.d_burst),
-                s.e_bad["thread"].eq(unit & ~own & ~s.d_burst),
-                s.e_bad["sem"].eq(unit & ~s.d_burst & self._beyond(*sems)),
+                s.r_last.eq(Mux(s.d_burst, s.b_last, unit & ~s.d_word.any())),
+                s.r_index.eq(_encode(s.b_low)),
+                s.r_bad_pc.eq(~s.w_ok & ~s.d_burst), s.r_bad_opcode.eq(~known & ~s.d_burst),
+                s.r_bad_field.eq(((word & undefined).any() | illegal) & ~s.d_burst),
+                s.r_bad_end.eq(~s.d_ok & (two | s.d_burst)), s.r_bad_mask.eq((s.d_word & no_operand).any() & ~s.d_burst),
+                s.r_bad_thread.eq(unit & ~own & ~s.d_burst),
+                s.r_bad_sem.eq(unit & ~s.d_burst & self._beyond(*sems)),
             ]
 
     def _beyond(self, *sems):
@@ -360,34 +364,39 @@ class Sequencer(wiring.Component):
 
     def _read(self, m: Module, s: SimpleNamespace) -> None:
         """Registers and loop counters are read: y = register + immediate, addresses of the next instruction."""
+        # Memories are slow: a register behind them.
+        a, b, loop = Signal(32), Signal(32), Signal.like(s.loops.rdata)
+        m.d.sync += [s.e_instr.eq(s.r_instr), s.e_burst.eq(s.r_burst)]
+        with m.If(s.r_instr | s.r_burst):
+            m.d.sync += [*(getattr(s, f"e_{n}").eq(getattr(s, f"r_{n}")) for n, _ in s.common[2:] + s.addend),
+                         a.eq(s.minuends.rdata), b.eq(s.addends.rdata), loop.eq(s.loops.rdata)]
         skip = Signal(17)
-        start, count = s.loops.rdata[:ADDR_BITS], s.loops.rdata[ADDR_BITS:]
+        start, count = loop[:ADDR_BITS], loop[ADDR_BITS:]
         m.d.comb += skip.eq(s.e_pc + _field(s.e_word, Op.LOOP, "skip"))
         m.d.sync += [s.x_instr.eq(s.e_instr), s.x_burst.eq(s.e_burst)]
         with m.If(s.e_instr | s.e_burst):
             m.d.sync += [
-                *(getattr(s, f"x_{n}").eq(getattr(s, f"e_{n}")) for n in ("thread", "op", "word", "pc", "index", "last", "late")),
-                s.x_y.eq((s.addends.rdata & s.e_reg.replicate(32)) + s.e_imm),
-                s.x_a.eq(s.minuends.rdata & s.e_rs.replicate(32)),
+                *(getattr(s, f"x_{n}").eq(getattr(s, f"e_{n}")) for n, _ in s.common[2:]),
+                s.x_y.eq((b & s.e_reg.replicate(32)) + s.e_imm),
+                s.x_a.eq(a & s.e_rs.replicate(32)),
                 s.x_next.eq(s.e_pc + Mux(s.e_two, 2, 1)),
                 s.x_skip.eq(skip[:ADDR_BITS] | skip[ADDR_BITS:].any().replicate(ADDR_BITS)),
                 s.x_start.eq(start), s.x_count.eq(count - 1), s.x_more.eq(count != 1),
                 s.x_code.eq(Error.NONE), s.x_value.eq(s.e_word),
             ]
-            bad = s.e_bad
-            with m.If(bad["pc"]):
+            with m.If(s.e_bad_pc):
                 m.d.sync += [s.x_code.eq(Error.PC_RANGE), s.x_value.eq(s.e_pc)]
-            with m.Elif(bad["opcode"]):
+            with m.Elif(s.e_bad_opcode):
                 m.d.sync += s.x_code.eq(Error.ILLEGAL_OPCODE)
-            with m.Elif(bad["field"]):
+            with m.Elif(s.e_bad_field):
                 m.d.sync += s.x_code.eq(Error.ILLEGAL_OPERAND)
-            with m.Elif(bad["end"]):
+            with m.Elif(s.e_bad_end):
                 m.d.sync += [s.x_code.eq(Error.PC_RANGE), s.x_value.eq(self.loaded)]
-            with m.Elif(bad["mask"]):
+            with m.Elif(s.e_bad_mask):
                 m.d.sync += [s.x_code.eq(Error.ILLEGAL_OPERAND), s.x_value.eq(s.e_imm)]
-            with m.Elif(bad["thread"]):
+            with m.Elif(s.e_bad_thread):
                 m.d.sync += s.x_code.eq(Error.ILLEGAL_OPCODE)
-            with m.Elif(bad["sem"]):
+            with m.Elif(s.e_bad_sem):
                 m.d.sync += s.x_code.eq(Error.ILLEGAL_OPERAND)
 
     def _execute(self, m: Module, s: SimpleNamespace) -> None:

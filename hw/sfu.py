@@ -72,8 +72,10 @@ class Sfu(wiring.Component):
     the sum to 24 significant bits.
     """
 
+    LATENCY = 12
+
     def __init__(self):
-        self.latency = 12
+        self.latency = self.LATENCY
         super().__init__({"a": In(32), "func": In(2), "o": Out(32)})
 
     def elaborate(self, platform):

@@ -30,6 +30,7 @@ READS = ("stream", "scale", "stat", "a", "b", "d", "store", "misc")
 WRITES = ("drain", "vec", "load", "noc")
 CLEAR_CYCLES = 16
 """Length of the reset of the units after a run; reads in flight in the SRAM return in less."""
+DRAIN_CYCLES = 1 << 16
 QUIET_CYCLES = 4
 """A run is complete when nothing was at work for so long: an item between two units shows in neither for a cycle."""
 
@@ -82,6 +83,7 @@ class RunControl(wiring.Component):
 
     IDLE -> START (counters and semaphores to zero) -> LOAD (program fetch handed to the DMA) -> RUN -> CLEAR -> IDLE;
     an error or abort goes RUN -> DRAIN (`stop`: nothing is issued, the DMA engines finish what is on the bus) -> CLEAR.
+    A bus that does not answer for DRAIN_CYCLES is given up.
 
     Members: doorbell, abort, words, ready (sequencer); fetch (stream without payload: program load), load_program, start, fresh
     (pulse), complete (everything has ended), drained, error (first one is recorded), stop, clear, running, enable (counters);
@@ -105,7 +107,7 @@ class RunControl(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         rung, quiet, count = Signal(), Signal(range(QUIET_CYCLES + 1)), Signal(range(CLEAR_CYCLES))
-        too_long = Signal()
+        too_long, patience = Signal(), Signal(range(DRAIN_CYCLES))
         m.d.sync += [self.start.eq(0), self.load_program.eq(0), self.fresh.eq(0), self.events.eq(0), self.drop.eq(0),
                      too_long.eq(self.words > self.config.imem_words)]
         m.d.sync += quiet.eq(Mux(self.complete, quiet + (quiet != QUIET_CYCLES), 0))
@@ -153,7 +155,8 @@ class RunControl(wiring.Component):
                     m.d.sync += [self.done.eq(1), self.events[0].eq(1)]
                     m.next = "CLEAR"
             with m.State("DRAIN"):
-                with m.If(self.drained):
+                m.d.sync += patience.eq(patience - 1)
+                with m.If(self.drained | (patience == 0)):
                     m.d.sync += self.drop.eq(~self.loaded)
                     m.next = "CLEAR"
             with m.State("CLEAR"):
@@ -162,6 +165,8 @@ class RunControl(wiring.Component):
                     m.d.sync += [self.stop.eq(0), self.events[1].eq(self.failed & ~self.done),
                                  self.events[2].eq(self.aborted)]
                     m.next = "IDLE"
+        with m.If(~fsm.ongoing("DRAIN")):
+            m.d.sync += patience.eq(DRAIN_CYCLES - 1)
         with m.If(~fsm.ongoing("CLEAR")):
             m.d.sync += [self.clear.eq(0), count.eq(0)]
         # Kept: rung while the registers are cleared after a run, or a moment after it.

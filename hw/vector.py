@@ -188,7 +188,8 @@ class Vector(wiring.Component):
         with m.If(asking):
             m.d.comb += [b.payload.addr.eq(scalar_addr), b.payload.last.eq(1), b.valid.eq(~scalar_bad)]
         pc, pc_before = Signal(PC_BITS), Signal(PC_BITS)
-        m.d.sync += pc_before.eq(pc)  # a fetcher reports the address of the cycle before
+        asked = Signal()
+        m.d.sync += [pc_before.eq(pc), asked.eq(asking)]  # a fetcher reports the address of the cycle before
         with m.If(accept):
             m.d.sync += [*(count.eq(c[f"n{k}"]) for k, count in enumerate(left)),
                          *(count.eq(c[f"n{k}"]) for k, count in enumerate(reload)),
@@ -199,7 +200,7 @@ class Vector(wiring.Component):
                 m.d.sync += left[1].eq(Mux(end1, reload[1], left[1] - 1))
                 with m.If(end1):
                     m.d.sync += [left[2].eq(left[2] - 1), walking.eq(~end2)]
-        with m.If(accept | asking):
+        with m.If(accept):
             m.d.sync += pc.eq(c.pc)
 
         # Hand the instruction on.
@@ -240,7 +241,7 @@ class Vector(wiring.Component):
                     m.d.sync += address_error(pc, addresses[name])
             for name in "dba":
                 with m.If(fetchers[name].error):
-                    m.d.sync += report(Error.SRAM_RANGE, pc_before, fetchers[name].error_addr)
+                    m.d.sync += report(Error.SRAM_RANGE, Mux(asked, c.pc, pc_before), fetchers[name].error_addr)
         return accept
 
     def _issue(self, m, fetchers, config_stream, lanes, reducer, maximum, results, signal) -> None:

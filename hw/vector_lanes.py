@@ -64,7 +64,7 @@ class Lanes(wiring.Component):
 
     def __init__(self, columns: int):
         self.columns = columns
-        self._mul, self._add, self._sfu = FpMul().latency, FpAdd().latency, Sfu().latency
+        self._mul, self._add, self._sfu = FpMul.STAGES, FpAdd.STAGES, Sfu.LATENCY
         self.clamp_at = self._mul + self._add
         self.func_at = self.clamp_at + 2
         self.mul2_at = self.func_at + self._sfu
@@ -162,7 +162,7 @@ class Reducer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         columns, word = self.columns, 32 * self.columns
-        add_latency = FpAdd().latency
+        add_latency = FpAdd.STAGES
         assert add_latency + 2 == 8, "the schedule of the flush is made for a revisit distance of eight cycles"
 
         # Input register.

@@ -32,7 +32,7 @@ def pick(word: Value, index: Value, width: int) -> Value:
 
 
 class VectorWriter(wiring.Component):
-    """Writes the results of instructions, in order, one word per cycle.
+    """Writes the results of instructions, in order, one element or block per cycle; neighbours in a word share a write.
 
     Members: `command` (writer_layout); `elements` (element_layout, bf16 in the low half of each lane in mode 2) of the instructions
     with mode 1 or 2; `blocks` are those of mode 3 with `scales`; `ready`, `clear`, `value`, `index` of a `Reducer`;
@@ -133,7 +133,7 @@ class VectorWriter(wiring.Component):
         with m.If(result_index):
             m.d.sync += [w.addr.eq(c.red + config.lane_bytes), w.data.eq(index & ~c.empty.replicate(lane_word))]
 
-        # Refuse, or hand over to the request register.
+        # Refuse, or combine with the writes to the same word just before, then hand over to the request register.
         req = self.port.req
         word_data, strobes, misaligned = self._place(m, w)
         outside = w.addr[exact_log2(config.sram_bytes):].any()
@@ -141,14 +141,31 @@ class VectorWriter(wiring.Component):
         newer, older, req_ends = Signal(), Signal(), Signal()
         visible = ~self.port.busy
         sent = req.valid & req.ready
-        idle = ~req.valid & visible & ~newer & ~older
+        held, held_ends = Signal(), Signal()
+        held_addr, held_data = Signal(config.sram_addr_bits), Signal(8 * config.word_bytes, reset_less=True)
+        held_strobes = Signal(config.word_bytes)
+        idle = ~held & ~req.valid & visible & ~newer & ~older
         null = full & ~w.write  # completes once everything before it has
-        m.d.comb += room.eq(~full | (Mux(w.write, ~req.valid | req.ready, idle) & ~refuse & ~self.error.valid))
-        with m.If(~req.valid | req.ready):
-            m.d.sync += req.valid.eq(full & w.write & ~refuse & ~self.error.valid)
-            with m.If(full & w.write):
-                m.d.sync += [req_ends.eq(w.ends), req.payload.addr.eq(w.addr[exact_log2(config.word_bytes):]),
-                             req.payload.data.eq(word_data), req.payload.strb.eq(strobes)]
+        word_addr = w.addr[exact_log2(config.word_bytes):][:config.sram_addr_bits]
+        same = held & (held_addr == word_addr) & ~held_ends
+        coming = full & w.write & ~refuse & ~self.error.valid
+        move = ~req.valid | req.ready
+        leave, take_write = Signal(), Signal()
+        m.d.comb += [
+            leave.eq(move & held & ~(coming & same)), take_write.eq(coming & (~held | same | move)),
+            room.eq(~full | take_write | (null & idle & ~self.error.valid)),
+        ]
+        with m.If(move):
+            m.d.sync += req.valid.eq(leave)
+        with m.If(leave):
+            m.d.sync += [held.eq(0), req_ends.eq(held_ends), req.payload.addr.eq(held_addr), req.payload.data.eq(held_data),
+                         req.payload.strb.eq(held_strobes)]
+        with m.If(take_write):
+            m.d.sync += [held.eq(1), held_ends.eq(w.ends), held_addr.eq(word_addr),
+                         held_strobes.eq(strobes | (held_strobes & same.replicate(config.word_bytes)))]
+            for k in range(config.word_bytes):
+                with m.If(strobes[k]):
+                    m.d.sync += held_data[8 * k:8 * k + 8].eq(word_data[8 * k:8 * k + 8])
         with m.If(refuse & ~self.error.valid):
             m.d.sync += [self.error.valid.eq(1), self.error.pc.eq(w.pc), self.error.value.eq(w.addr),
                          self.error.code.eq(Mux(outside, Error.SRAM_RANGE, Error.ALIGNMENT))]

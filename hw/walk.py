@@ -1,4 +1,5 @@
-"""Address walkers of the matmul unit: a command in, byte addresses for a `Fetcher` out, one per cycle, from command to command."""
+"""Address walkers of the matmul unit: a command in, byte addresses for a `Fetcher` out, one per cycle, from
+command to command."""
 
 from amaranth import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
@@ -14,27 +15,48 @@ __all__ = ["PassWalker", "StationaryWalker", "pass_layout", "stationary_layout"]
 pass_layout = data.StructLayout({"base": 32, "step": 32, "n": COUNT_BITS, "k": PASS_BITS, "pc": PC_BITS})
 """k passes of n elements; pass p starts at base + p * step (32-bit wrap-around)."""
 
-stationary_layout = data.StructLayout({
-    "stat": 32, "stat_pass": 32, "stat_row": 32, "scale": 32, "scale_pass": 32, "scale_row": 32,
-    "fmt": 2, "rows": 6, "k": PASS_BITS, "pc": PC_BITS})
+stationary_layout = data.StructLayout(
+    {
+        "stat": 32,
+        "stat_pass": 32,
+        "stat_row": 32,
+        "scale": 32,
+        "scale_pass": 32,
+        "scale_row": 32,
+        "fmt": 2,
+        "rows": 6,
+        "k": PASS_BITS,
+        "pc": PC_BITS,
+    }
+)
 """k sets of `rows` scale bytes, then `rows` blocks."""
 
 
 class _Walker(wiring.Component):
-    """Members: `command`, `o` (requests, payload in registers; `last` ends a command), `misaligned`: the walker stopped at
-    `o.payload.addr`, which is no multiple of what the format needs; `pc` of the request on `o`."""
+    """Members: `command`, `o` (requests, payload in registers; `last` ends a command), `misaligned`: the
+    walker stopped at `o.payload.addr`, which is no multiple of what the format needs; `pc` of the request on `o`."""
 
     def __init__(self, layout):
-        super().__init__({"command": In(stream.Signature(layout)), "o": Out(stream.Signature(request_layout)),
-                          "misaligned": Out(1), "pc": Out(PC_BITS)})
+        super().__init__(
+            {
+                "command": In(stream.Signature(layout)),
+                "o": Out(stream.Signature(request_layout)),
+                "misaligned": Out(1),
+                "pc": Out(PC_BITS),
+            }
+        )
 
     def _flow(self, m, layout, end):
-        """(command being walked, step, load): `step` moves to the next address, `load` takes the next command."""
+        """(command being walked, step, load): `step` moves to the next address, `load` takes the next
+        command."""
         command, valid, load, step = Signal(layout), Signal(), Signal(), Signal()
         m.d.comb += [
-            self.o.valid.eq(valid & ~self.misaligned), self.o.payload.last.eq(end), self.pc.eq(command.pc),
+            self.o.valid.eq(valid & ~self.misaligned),
+            self.o.payload.last.eq(end),
+            self.pc.eq(command.pc),
             step.eq(self.o.valid & self.o.ready),
-            self.command.ready.eq(~valid | (step & end)), load.eq(self.command.valid & self.command.ready),
+            self.command.ready.eq(~valid | (step & end)),
+            load.eq(self.command.valid & self.command.ready),
         ]
         with m.If(self.command.ready):
             m.d.sync += valid.eq(self.command.valid)
@@ -44,7 +66,8 @@ class _Walker(wiring.Component):
 
 
 class PassWalker(_Walker):
-    """Addresses base + p * step + i * size for p < k, i < n. `size` (bytes) must divide every pass's first address."""
+    """Addresses base + p * step + i * size for p < k, i < n. `size` (bytes) must divide every pass's first
+    address."""
 
     def __init__(self, size: int):
         self.size = size
@@ -58,18 +81,27 @@ class PassWalker(_Walker):
         pass_end = left == 1
         command, valid, step, load = self._flow(m, pass_layout, pass_end & (passes == 1))
         if self.size > 1:
-            m.d.comb += self.misaligned.eq(valid & addr[:exact_log2(self.size)].any())
+            m.d.comb += self.misaligned.eq(valid & addr[: exact_log2(self.size)].any())
         with m.If(step):
-            m.d.sync += [addr.eq(Mux(pass_end, following, addr + self.size)), left.eq(Mux(pass_end, command.n, left - 1))]
+            m.d.sync += [
+                addr.eq(Mux(pass_end, following, addr + self.size)),
+                left.eq(Mux(pass_end, command.n, left - 1)),
+            ]
             with m.If(pass_end):
                 m.d.sync += [passes.eq(passes - 1), following.eq(following + command.step)]
         with m.If(load):
-            m.d.sync += [addr.eq(new.base), following.eq(new.base + new.step), left.eq(new.n), passes.eq(new.k)]
+            m.d.sync += [
+                addr.eq(new.base),
+                following.eq(new.base + new.step),
+                left.eq(new.n),
+                passes.eq(new.k),
+            ]
         return m
 
 
 class StationaryWalker(_Walker):
-    """For p < k: scale bytes at scale + p * scale_pass + r * scale_row for r < rows, then blocks at stat + p * stat_pass + r * stat_row.
+    """For p < k: scale bytes at scale + p * scale_pass + r * scale_row for r < rows, then blocks at stat + p
+    * stat_pass + r * stat_row.
 
     Blocks must lie at multiples of 32 (MXFP4: 16)."""
 
@@ -90,10 +122,20 @@ class StationaryWalker(_Walker):
             with m.If(row_end):
                 m.d.sync += [blocks.eq(~blocks), left.eq(command.rows)]
                 with m.If(blocks):
-                    m.d.sync += [addr.eq(next_scales), next_scales.eq(next_scales + command.scale_pass), passes.eq(passes - 1)]
+                    m.d.sync += [
+                        addr.eq(next_scales),
+                        next_scales.eq(next_scales + command.scale_pass),
+                        passes.eq(passes - 1),
+                    ]
                 with m.Else():
                     m.d.sync += [addr.eq(next_blocks), next_blocks.eq(next_blocks + command.stat_pass)]
         with m.If(load):
-            m.d.sync += [addr.eq(new.scale), next_scales.eq(new.scale + new.scale_pass), next_blocks.eq(new.stat),
-                         blocks.eq(0), left.eq(new.rows), passes.eq(new.k)]
+            m.d.sync += [
+                addr.eq(new.scale),
+                next_scales.eq(new.scale + new.scale_pass),
+                next_blocks.eq(new.stat),
+                blocks.eq(0),
+                left.eq(new.rows),
+                passes.eq(new.k),
+            ]
         return m

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from amaranth import Module, Signal
+from amaranth import Module, ResetInserter, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -19,9 +19,9 @@ from hw.dma import LoadEngine, StoreEngine, boot_layout
 from hw.isa import BY_OP, Instruction, Op
 from hw.ports import SEM_BITS, command_layout, error_layout
 from hw.sram import Sram
-from sim.fastsim import FastSim
+from sim.fastsim import FastSim, SimTimeout
 
-__all__ = ["DmaPair", "commands", "copy", "make_sim", "random_transfer", "run", "signals_of"]
+__all__ = ["DmaPair", "commands", "copy", "make_sim", "play", "random_timing", "random_transfer", "run", "signals_of"]
 
 DRAM_BYTES = 1 << 17
 HALF = DRAM_BYTES // 2
@@ -46,7 +46,6 @@ class DmaPair(wiring.Component):
         })
 
     def elaborate(self, platform):
-        from amaranth import ResetInserter
         m = Module()
         m.submodules.load = ResetInserter(self.clear)(load := LoadEngine(self.config))
         m.submodules.store = ResetInserter(self.clear)(store := StoreEngine(self.config))
@@ -141,7 +140,45 @@ def _stall(rng: np.random.Generator) -> float | tuple[float, int]:
     return (fraction, int(rng.integers(2, 20))) if fraction and rng.integers(4) == 0 else fraction
 
 
-def run(config: TileConfig, transfers: int, seed: int = 0, batch: int = 200, quick: bool = False) -> dict[str, int]:
+def play(sim: FastSim, dram: np.ndarray, sram: np.ndarray, loads: list[Transfer], stores: list[Transfer], what: str,
+         stall: Mapping[str, Any] | None = None) -> None:
+    """Queue all transfers at once, wait for all signals, apply them to the models `dram` and `sram` too, and compare.
+
+    Loads and stores run at the same time and must not touch each other's bytes. STORE's sig_a is below 32, its sig_b and
+    sig_c are not: the two kinds are only ordered within themselves.
+    """
+    for t in loads:
+        copy(dram, sram, t)
+    for t in stores:
+        copy(sram, dram, t)
+    want_load = sum((signals_of(t) for t in loads), [])
+    want_store = {k: sum((signals_of(t, k) for t in stores), []) for k in ("a", "bc")}
+    try:
+        got = sim.run_streams(
+            {"load_command": commands(LOAD, loads), "store_command": commands(STORE, stores)},
+            {"load_signal": len(want_load), "store_signal": sum(map(len, want_store.values()))},
+            stall=stall or {}, max_cycles=20_000 * (len(loads) + len(stores)))
+    except SimTimeout as error:
+        raise AssertionError(f"{what}: hang: {error}, {sim.get('load_error'):#x} {sim.get('store_error'):#x}") from error
+    assert not sim.get("error"), f"{what}: error {sim.get('load_error'):#x} {sim.get('store_error'):#x}"
+    assert got["load_signal"].tolist() == want_load, f"{what}: LOAD signals"
+    seen = got["store_signal"]
+    assert seen[seen < 32].tolist() == want_store["a"], f"{what}: STORE sig_a"
+    assert seen[seen >= 32].tolist() == want_store["bc"], f"{what}: STORE sig_b, sig_c"
+    wrong = np.flatnonzero(sim.dram != dram)
+    assert not len(wrong), f"{what}: {len(wrong)} wrong bytes, first at {wrong[0]:#x}"
+    sim.check_protocol()
+
+
+def random_timing(sim: FastSim, rng: np.random.Generator, latencies: tuple[int, ...] = (1, 2, 5, 40, 200)) -> dict[str, Any]:
+    """New stalls and latencies for everything around the engines; returns those of the streams."""
+    sim.timing(int(rng.choice(latencies)), int(rng.choice(latencies)))
+    sim.stall({channel: _stall(rng) for channel in ("ar", "r", "aw", "w", "b")})
+    sim.set("sram_stall", int(rng.choice((0, 0, 25, 128, 230))))
+    return {name: _stall(rng) for name in ("load_command", "store_command", "load_signal", "store_signal")}
+
+
+def run(config: TileConfig, transfers: int, seed: int = 0, batch: int = 200) -> dict[str, int]:
     """Run `transfers` in queued batches; AssertionError names the seed and the batch. Returns totals.
 
     Loads and stores run at the same time, on halves of SRAM and DRAM that change places after each batch.
@@ -153,7 +190,6 @@ def run(config: TileConfig, transfers: int, seed: int = 0, batch: int = 200, qui
     half, done, moved = len(sram) // 2, 0, 0
     while done < transfers:
         side = done // batch % 2
-        what = f"{config.name}, seed {seed}, transfers {done}..{done + batch - 1}"
         here, there = (side * half, side * half + half), (side * HALF, side * HALF + HALF)
         here2, there2 = (half - here[0], 2 * half - here[0]), (HALF - there[0], 2 * HALF - there[0])
         loads = [random_transfer(rng, there, here) for _ in range(batch // 2)]
@@ -161,36 +197,9 @@ def run(config: TileConfig, transfers: int, seed: int = 0, batch: int = 200, qui
         if done % (8 * batch) == 0 or done + batch >= transfers:  # all of this half leaves
             step = 4096
             stores += [{"src": here2[0] + k, "dst": there2[0] + k, "len": step, "sig_b": 63} for k in range(0, half, step)]
-        for t in loads:
-            copy(dram, sram, t)
-        for t in stores:
-            copy(sram, dram, t)
         moved += sum(t["len"] * t.get("n1", 1) * t.get("n2", 1) for t in loads + stores)
-        if quick:
-            sim.timing(int(rng.integers(1, 30)), int(rng.integers(1, 30)))
-        else:
-            sim.timing(int((1, 2, 5, 40, 200)[rng.integers(5)]), int((1, 3, 40, 200)[rng.integers(4)]))
-        sim.stall({ch: _stall(rng) for ch in ("ar", "r", "aw", "w", "b")})
-        sim.set("sram_stall", int((0, 0, 25, 128, 230)[rng.integers(5)]))
-        want_load = sum((signals_of(t) for t in loads), [])
-        want_store = {k: sum((signals_of(t, k) for t in stores), []) for k in ("a", "bc")}
-        try:
-            got = sim.run_streams(
-                {"load_command": commands(LOAD, loads), "store_command": commands(STORE, stores)},
-                {"load_signal": len(want_load), "store_signal": sum(map(len, want_store.values()))},
-                stall={"load_command": _stall(rng), "store_command": _stall(rng), "load_signal": _stall(rng)},
-                max_cycles=batch * 20_000)
-        except Exception as error:
-            raise AssertionError(f"{what}: hang or bus error: {error}") from error
-        assert not sim.get("error"), f"{what}: error {sim.get('load_error'):#x} {sim.get('store_error'):#x}"
-        assert got["load_signal"].tolist() == want_load, f"{what}: LOAD signals"
-        seen = got["store_signal"]
-        assert seen[seen < 32].tolist() == want_store["a"], f"{what}: STORE sig_a"
-        assert seen[seen >= 32].tolist() == want_store["bc"], f"{what}: STORE sig_b, sig_c"
-        wrong = np.flatnonzero(sim.dram != dram)
-        assert not len(wrong), f"{what}: {len(wrong)} wrong bytes, first at {wrong[0]:#x}"
-        stats = sim.stats()
-        assert not stats["violations"], f"{what}: AXI rules broken: {stats}"
+        what = f"{config.name}, seed {seed}, transfers {done}..{done + batch - 1}"
+        play(sim, dram, sram, loads, stores, what, random_timing(sim, rng))
         done += batch
     sim.run(20)
     assert not sim.get("load_busy") and not sim.get("store_busy"), f"{config.name}, seed {seed}: busy at rest"

@@ -14,7 +14,7 @@ from hw.sram import Sram
 from hw.vector import INSTRUCTION, Vector
 from sim.verilate import build_unit
 
-CONFIGS = {"tiny": TINY, "c4": TINY.replace(name="c4", columns=4), "base": BASE.replace(sram_bytes=64 * 1024)}
+CONFIGS = {"tiny": TINY, "c4": TINY.replace(name="c4", columns=4), "base": BASE.replace(sram_bytes=128 * 1024)}
 DEFAULTS = {o.name: o.default for o in INSTRUCTION.operands}
 
 
@@ -115,7 +115,7 @@ def memory(rng: np.random.Generator, size: int) -> np.ndarray:
         if kind < 5:
             sram[start:start + 512] = (rng.normal(0, 1, 128) * 2.0 ** rng.integers(-3, 4)).astype(np.float32).view(np.uint8)
         elif kind < 7:
-            sram[start:start + 512] = rng.normal(0, 2, 512).astype(np.float32).view(np.uint16)[1::2][:256].view(np.uint8)
+            sram[start:start + 512] = rng.normal(0, 2, 512).astype(np.float32).view(np.uint16)[1:512:2].copy().view(np.uint8)
     return sram
 
 
@@ -183,48 +183,129 @@ def random_instruction(rng, config: TileConfig, place) -> dict:
     return operand(flags, flags2, **others)
 
 
-@pytest.mark.parametrize("stall", [0, 60])
+def run(bench: Machine, sram: np.ndarray, program: list[dict], stall: int = 0) -> dict[str, int]:
+    """Load SRAM, execute the program on both sides, compare all of SRAM and the signals. Returns cycle figures."""
+    bench.load(sram)
+    signals = [(2 * (i % 8) + 1, 32 + i % 8, 48 + i % 8 if i % 3 else 0) for i in range(len(program))]
+    items = [bench.command(o, s, pc) for pc, (o, s) in enumerate(zip(program, signals, strict=True))]
+    for operands in program:
+        bench.golden(sram, operands)
+    early, late = [s[0] for s in signals], [sig for s in signals for sig in s[1:] if sig]
+    bench.unit.set("stall", stall)
+    got = bench.unit.run_streams({"command": items}, {"signal": len(early + late)}, stall={"signal": stall / 256},
+                                 max_cycles=100_000)["signal"].tolist()
+    assert bench.unit.get("error") == 0
+    assert [s for s in got if s < 32] == early and [s for s in got if s >= 32] == late
+    stamps = bench.unit.stamps
+    bench.unit.set("stall", 0)
+    bench.unit.step(5)
+    assert bench.unit.get("busy") == 0
+    first, last = bench.unit.get("first_element"), bench.unit.get("last_element")
+    difference = np.flatnonzero(bench.dump() != sram)
+    assert not len(difference), f"{len(difference)} bytes differ, first at {difference[0]:#x}"
+    return {"elements": bench.unit.get("elements"), "span": last - first + 1,
+            "total": int(stamps["signal"][-1] - stamps["command"][0])}
+
+
+def allocator(start: int):
+    at = [start]
+
+    def place(size: int, align: int) -> int:
+        at[0] = -(-at[0] // align) * align
+        start, at[0] = at[0], at[0] + size
+        return start
+    return place
+
+
+@pytest.mark.parametrize("stall", [0, 60, 200])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_random(name, stall):
     bench = machine(name)
-    config, half = bench.config, bench.config.sram_bytes // 2
     for seed in range(8):
+        print("seed", seed)
         rng = np.random.default_rng(seed + 100 * stall)
-        sram = memory(rng, config.sram_bytes)
-        bench.load(sram)
-        at = [half]
-
-        def place(size, align):
-            at[0] = -(-at[0] // max(align, 1)) * max(align, 1)
-            start, at[0] = at[0], at[0] + size
-            return start
-
+        place = allocator(bench.config.sram_bytes // 2)
         program = []
-        while at[0] < config.sram_bytes - 20000 and len(program) < 40:
-            program.append(random_instruction(rng, config, place))
+        while place(0, 1) < bench.config.sram_bytes - 20000 and len(program) < 40:
+            program.append(random_instruction(rng, bench.config, place))
         assert len(program) > 5
-        signals, expected = [], {"a": [], "bc": []}
-        for i, _ in enumerate(program):
-            sig = (2 * (i % 8) + 1, 32 + i % 8, 48 + i % 8 if i % 3 else 0)
-            signals.append(sig)
-            expected["a"].append(sig[0])
-            expected["bc"] += [s for s in sig[1:] if s]
-        for operands in program:
-            bench.golden(sram, operands)
-        bench.unit.set("stall", stall)
-        items = [bench.command(o, s, pc) for pc, (o, s) in enumerate(zip(program, signals, strict=True))]
-        total = len(expected["a"]) + len(expected["bc"])
-        got = bench.unit.run_streams({"command": items}, {"signal": total}, stall={"signal": stall / 256}, max_cycles=100_000)
-        assert bench.unit.get("error") == 0, hex(bench.unit.get("error"))
-        got = got["signal"].tolist()
-        assert [s for s in got if s < 32] == expected["a"]
-        assert [s for s in got if s >= 32] == expected["bc"]
-        bench.unit.set("stall", 0)
-        bench.unit.step(5)
-        assert bench.unit.get("busy") == 0
-        difference = np.flatnonzero(bench.dump() != sram)
-        if len(difference):
-            bad = int(difference[0])
-            for i, o in enumerate(program):
-                print(i, unpack(VECTOR_FLAGS, o["flags"]), unpack(VECTOR_FLAGS2, o["flags2"]), {k: v for k, v in o.items() if k not in ("flags", "flags2")})
-            raise AssertionError(f"seed {seed}: {len(difference)} bytes differ, first at {bad:#x}")
+        result = run(bench, memory(rng, bench.config.sram_bytes), program, stall)
+        assert result["elements"] == sum(o["n0"] * o.get("n1", 1) * o["n2"] for o in program)
+
+
+def softmax_pass(config: TileConfig, place, n: int, i: int, *, mode: int = 3, red_op: int = 1, overlap: int = 1) -> dict:
+    """exp2(scale * x - max), its sum, quantised: the inner loop of attention. One scalar operand is a lane word."""
+    c = config.columns
+    return operand({"x1": 3, "x2": 3, "neg2": 1, "func": 1}, {"out_mode": mode, "red_op": red_op, "overlap": overlap},
+                   n0=n, a=4 * c * i, c0=0x3F000000, s1=4 * c * (i + 1), out=place(n * 4 * c, 32 * c), qs=place(n * c, c),
+                   red=place(8 * c, 4 * c))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_cycles(name):
+    """One element per cycle; between overlapped instructions one cycle per scalar lane word, 11 between sums."""
+    bench = machine(name)
+    config, n = bench.config, 256
+    sram = memory(np.random.default_rng(7), config.sram_bytes)
+    for count, options, gap, tail in ((1, {}, 0, 100), (4, {}, 12, 100), (4, {"red_op": 0}, 2, 100),
+                                      (4, {"red_op": 3, "mode": 2}, 2, 120), (3, {"mode": 1, "red_op": 0}, 2, 60)):
+        place = allocator(config.sram_bytes // 2)
+        result = run(bench, sram.copy(), [softmax_pass(config, place, n, i, **options) for i in range(count)])
+        assert result["elements"] == count * n
+        assert result["span"] <= count * n + (count - 1) * gap + 4, result  # 4: bank conflicts of the first words
+        assert result["total"] <= count * (n + gap) + tail, result
+    place = allocator(config.sram_bytes // 2)
+    serial = run(bench, sram.copy(), [softmax_pass(config, place, n, i, mode=1, red_op=0, overlap=0) for i in range(3)])
+    assert serial["total"] <= 3 * (n + 56), serial
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_many_overlapping(name):
+    """Short and long instructions with every kind of result chase each other; sums after sums at all distances."""
+    bench = machine(name)
+    rng = np.random.default_rng(11)
+    for stall in (0, 30):
+        place = allocator(bench.config.sram_bytes // 2)
+        program = [softmax_pass(bench.config, place, int(n), i % 32, mode=int(rng.choice([0, 1, 2])), red_op=int(red_op))
+                   for i, (n, red_op) in enumerate(zip(rng.integers(1, 60, 40), rng.choice([1, 1, 2, 3, 4], 40), strict=True))
+                   if place(0, 1) < bench.config.sram_bytes - 60 * 5 * bench.config.columns - 4096]
+        assert len(program) > 8
+        run(bench, memory(rng, bench.config.sram_bytes), program, stall)
+
+
+def test_errors():
+    """The first error's code, program counter and value equal golden's, and the unit stops."""
+    bench = machine("tiny")
+    c, size = bench.config.columns, bench.config.sram_bytes
+    good = {"flags": {"x1": 1}, "flags2": {"out_mode": 1, "overlap": 1}}
+    cases = [
+        ({"a_type": 5}, {}, {}), ({"b_type": 6, "x1": 2}, {}, {}), ({"d_type": 7, "x2": 2}, {}, {}), ({"x3": 5}, {}, {}),
+        ({}, {"red_op": 5}, {}), ({}, {"block": 3}, {}), ({}, {"rows": c + 1}, {}), ({}, {"rows": c, "lane0": 1}, {}),
+        ({}, {"pack": 1, "lane0": c}, {}),
+        ({}, {}, {"a": size - 4 * c}), ({}, {}, {"a": 4}), ({"b_type": 1, "x1": 2}, {}, {"b": 2}),
+        ({"d_type": 3, "x4": 2}, {}, {"d": 1}), ({}, {}, {"a0": 4 * c + 4}), ({}, {}, {"a": 0xFFFFFFF8}),
+        ({"d_type": 2, "x2": 2}, {}, {"d": size - 8}), ({"x1": 3}, {}, {"s0": size}), ({"x1": 3}, {}, {"s0": 4}),
+        ({}, {}, {"out": size - 8 * c}), ({}, {}, {"out": 4}), ({}, {"out_mode": 2}, {"out": 2}),
+        ({}, {"pack": 1}, {"out": 2}), ({}, {"out_mode": 0, "red_op": 1}, {"red": size}),
+        ({}, {"out_mode": 0, "red_op": 4}, {"red": size - 4 * c}), ({}, {"red_op": 3}, {"red": 4}),
+        ({}, {"out_mode": 3}, {"out": 16}), ({}, {"out_mode": 3, "block": 1}, {"out": 8, "qs": size - 64}),
+        ({}, {"out_mode": 3, "rows": 2}, {"qs": 31, "out": size - 4096}), ({}, {"out_mode": 3}, {"qs": size, "out": size - 4096}),
+    ]
+    for flags, flags2, others in cases:
+        bad = operand({**good["flags"], **flags}, {**good["flags2"], **flags2}, **{"n0": 5, "out": size // 2, **others})
+        fine = operand(good["flags"], good["flags2"], n0=9, out=size // 2 + 1024)
+        with pytest.raises(Fault) as fault:
+            bench.golden(np.zeros(size, np.uint8), bad)
+        bench.load(np.zeros(size, np.uint8))
+        bench.unit.push("command", [bench.command(o, (1, 2, 3), pc) for pc, o in enumerate((fine, bad, fine))])
+        bench.unit.run(2000)
+        layout = error_layout
+        got = layout.from_bits(bench.unit.get("error"))
+        assert (got.valid, got.code, got.pc, got.value) == (1, fault.value.code, 1, fault.value.value), (flags, flags2, others)
+        assert bench.unit.pop("signal").tolist().count(2) <= 1, "an instruction after the error has completed"
+    # A count that the counters do not hold is refused (golden would run it).
+    bench.load(np.zeros(size, np.uint8))
+    bench.unit.push("command", [bench.command(operand({}, {}, n0=1 << 24))])
+    bench.unit.run(100)
+    got = error_layout.from_bits(bench.unit.get("error"))
+    assert (got.code, got.value) == (Error.ILLEGAL_OPERAND, 1 << 24)

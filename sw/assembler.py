@@ -16,6 +16,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
@@ -25,8 +26,8 @@ from hw.isa import (BY_OP, ENTRY_WORDS, LOOP_DEPTH, MATMUL_FLAGS, REGISTERS, THR
 
 __all__ = ["FORMATS", "R", "SOURCES", "Program", "Sram", "Thread"]
 
-Value = int | R
-Name = str | int
+Value: TypeAlias = int | R
+Name: TypeAlias = str | int
 """One of the names below, or its code."""
 FORMATS = {"int8": 0, "fp6": 1, "fp4": 2}
 SOURCES = {"f32": 0, "bf16": 1, "broadcast_f32": 2, "broadcast_bf16": 3, "e8m0": 4}
@@ -261,7 +262,8 @@ class Thread:
         """
         sigs = self._take(kwargs)
         types = {t: _choose(t, kwargs.pop(t, "f32"), SOURCES) for t in ("a_type", "b_type", "d_type")}
-        operands = {"n0": n0, "a": a, **{k: kwargs.pop(k) for k in ("out", "red") if k in kwargs}}
+        operands: dict[str, Value] = {"n0": n0, "a": a}
+        operands |= {k: kwargs.pop(k) for k in ("out", "red") if k in kwargs}
         flags, flags2 = _split(kwargs, VECTOR_FLAGS, VECTOR_FLAGS2)
         constants = {c: _bits(kwargs.pop(c)) for c in ("c0", "c1", "c2", "c3") if c in kwargs}
         given = {"a", *kwargs, *(s for s, c in _CONSTANT.items() if c in constants)}
@@ -363,7 +365,7 @@ class Sram:
         for start, length in sorted(self.regions.values()):
             if at + size <= start:
                 break
-            at = max(at, -(-(start + length) // align) * align)
+            at = -(-(start + length) // align) * align
         if at + size > self.config.sram_bytes:
             taken = ", ".join(f"{n} {b}" for n, (_, b) in sorted(self.regions.items(), key=lambda r: r[1]))
             raise ValueError(f"{size} bytes for {name!r} do not fit in {self.config.sram_bytes} bytes of "

@@ -27,7 +27,9 @@ class Kernel:
     phases: dict[str, Program]
     measured: str
     macs: int
-    bytes_needed: int
+    bytes_read: int
+    """That must be read from DRAM (for `from_sram`, the operands' size), without padding."""
+    bytes_written: int
     from_sram: bool = False
     program_at: dict[str, int] = field(default_factory=dict)
 
@@ -82,8 +84,7 @@ def gemm_sram(config: TileConfig, m: int, k: int, n: int, seed: int = 0) -> Kern
     empty = Program(config)
     empty.store.store(src=sy, dst=y_at, len=groups * n * w)
     name = f"gemm-sram-{m}" if m == k == n else f"gemm-sram-{m}x{k}x{n}"
-    needed = (m + n) * k * 33 // 32 + 4 * m * n
-    return Kernel(name, config, d, {"load": fill, "run": run, "store": empty}, "run", m * k * n, needed, True)
+    return Kernel(name, config, d, {"load": fill, "run": run, "store": empty}, "run", m * k * n, (m + n) * k * 33 // 32, 4 * m * n, True)
 
 
 def gemm_dram(config: TileConfig, m: int, k: int, n: int, width: int = 64, seed: int = 0) -> Kernel:
@@ -154,8 +155,7 @@ def gemm_dram(config: TileConfig, m: int, k: int, n: int, width: int = 64, seed:
             t.and_(RING, RING, outs * out_bytes - 1)
             t.add(R(1), R(1), n * w)
         at += p.n * w
-    needed = (m + n) * k * 33 // 32 + 4 * m * n
-    return Kernel(f"gemm-dram-{m}", config, d, {"run": pr}, "run", m * k * n, needed)
+    return Kernel(f"gemm-dram-{m}", config, d, {"run": pr}, "run", m * k * n, (m + n) * k * 33 // 32, 4 * m * n)
 
 
 def gemv(config: TileConfig, k: int, n: int, fmt: int, seed: int = 0) -> Kernel:
@@ -240,9 +240,9 @@ def gemv(config: TileConfig, k: int, n: int, fmt: int, seed: int = 0) -> Kernel:
         t.store(src=stat + row, dst=stat + y_at, len=4 * p.n)
         t.add(stat, stat, 4 * p.n)
     bits = {formats.INT8: 8, formats.FP6: 6, formats.FP4: 4}[fmt]
-    needed = n * (k * bits // 8 + kb) + k * 33 // 32 + 4 * n
+    needed = n * (k * bits // 8 + kb) + k * 33 // 32
     name = {formats.INT8: "mxint8", formats.FP6: "mxfp6", formats.FP4: "mxfp4"}[fmt]
-    return Kernel(f"gemv-{name}-{n}", config, d, {"run": pr}, "run", k * n, needed)
+    return Kernel(f"gemv-{name}-{n}", config, d, {"run": pr}, "run", k * n, needed, 4 * n)
 
 
 def attention_decode(config: TileConfig, tokens: int, heads: int = 64, kv_heads: int = 8, head_dim: int = 64, seed: int = 0) -> Kernel:
@@ -334,8 +334,8 @@ def attention_decode(config: TileConfig, tokens: int, heads: int = 64, kv_heads:
     pr.store.store(src=y, dst=y_at, len=heads * head_dim)
     pr.store.store(src=ys, dst=ys_at, len=heads * nb)
     macs = 2 * heads * tokens * head_dim
-    needed = 2 * kv_heads * tokens * head_dim * 33 // 32 + 2 * heads * head_dim * 33 // 32
-    return Kernel(f"attn-decode-{tokens}", config, d, {"run": pr}, "run", macs, needed)
+    row = heads * head_dim * 33 // 32
+    return Kernel(f"attn-decode-{tokens}", config, d, {"run": pr}, "run", macs, 2 * kv_heads * tokens * head_dim * 33 // 32 + row, row)
 
 
 def attention_prefill(config: TileConfig, tokens: int, heads: int = 8, head_dim: int = 64, seed: int = 0) -> Kernel:
@@ -455,5 +455,5 @@ def attention_prefill(config: TileConfig, tokens: int, heads: int = 8, head_dim:
         t.add(srow, srow, qsb)
         t.and_(srow, srow, 2 * qsb - 1)
     macs = sum(heads * c * 32 * (nb * c * (i + 1) + head_dim * -(-c * (i + 1) // 32)) for i in range(groups))
-    needed = 4 * tokens * heads * head_dim * 33 // 32
-    return Kernel(f"attn-prefill-{tokens}", config, d, {"run": pr}, "run", macs, needed)
+    rows = tokens * heads * head_dim * 33 // 32
+    return Kernel(f"attn-prefill-{tokens}", config, d, {"run": pr}, "run", macs, 3 * rows, rows)

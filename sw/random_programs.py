@@ -1,10 +1,10 @@
 """Seeded random programs that are valid: for comparing the RTL with golden.machine over many seeds.
 
 Every program is a chain of LOAD, MATMUL, VECTOR and STORE steps on SRAM buffers that are initialised before
-they are read and reused when SRAM runs out. Hazards between steps (through SRAM words and DRAM) become semaphore
-waits, and only those, so that the units run as far apart as the program allows; golden.machine gives the same
-DRAM under every schedule. Shapes are ragged; formats, masks, loops, indirect addresses and special values are
-mixed in.
+they are read and reused when SRAM runs out. Hazards between steps (through SRAM words and DRAM) become
+semaphore waits, and only those, so that the units run as far apart as the program allows; golden.machine
+gives the same DRAM under every schedule. Shapes are ragged; formats, masks, loops, indirect addresses and
+special values are mixed in.
 """
 from collections import defaultdict
 from collections.abc import Callable
@@ -76,7 +76,9 @@ def _floats(rng: np.random.Generator, n: int) -> np.ndarray:
 class _Generator:
     def __init__(self, config: TileConfig, rng: np.random.Generator, steps: int):
         self.config, self.rng, self.lane = config, rng, config.lane_bytes
-        self.sram, self.steps, self.buffers = Sram(config), [], []
+        self.sram = Sram(config)
+        self.steps: list[_Step] = []
+        self.buffers: list[_Buffer] = []
         self.pinned: set[str] = set()
         self.loose: list[str] = []
         self.number = 0
@@ -84,7 +86,7 @@ class _Generator:
         self.readers: dict[tuple[str, int], list[int]] = defaultdict(list)
         self._fill_dram()
         self._start()
-        makers: list[tuple[float, Callable[[], None]]] = [
+        makers: list[tuple[float, Callable[[], object]]] = [
             (0.30, self._load), (0.30, self._matmul), (0.40, self._vector), (0.12, self._store)]
         weights = np.array([w for w, _ in makers])
         while len(self.steps) < steps:
@@ -123,7 +125,8 @@ class _Generator:
     def _chance(self, p: float) -> bool:
         return bool(self.rng.random() < p)
 
-    def _new(self, kind: str, count: int, size: int, align: int | None = None, **fields: object) -> _Buffer:
+    def _new(self, kind: str, count: int, size: int, align: int | None = None,
+             canonical: bool = False) -> _Buffer:
         """Space for a buffer; old ones go when there is none."""
         name = f"{kind} {self.number}"
         self.number += 1
@@ -138,7 +141,7 @@ class _Generator:
                 old = loose[int(self.rng.integers(len(loose)))]
                 self.buffers.remove(old)
                 self.sram.free(old.name)
-        return _Buffer(kind, name, at, count, size, **fields)
+        return _Buffer(kind, name, at, count, size, canonical)
 
     def _keep(self, buffer: _Buffer) -> None:
         """From now on later steps may use the buffer."""
@@ -163,7 +166,7 @@ class _Generator:
     # ------------------------------------------------------------ steps
 
     def _grains(self, spans: list[Span]) -> set[tuple[str, int]]:
-        found = set()
+        found: set[tuple[str, int]] = set()
         for space, at, size in spans:
             g = GRAIN if space == "dram" else self.config.word_bytes
             found.update((space, w) for w in range(at // g, (at + size - 1) // g + 1 if size else at // g))
@@ -260,7 +263,7 @@ class _Generator:
         one = 1024 if transpose else -(-n * BLOCK_BYTES[stream] // 32) * 32
         k = max(1, min(k, 4096 // one))
         data = self._use(("bytes",), one * k, lambda b: b.at % 32 == 0)
-        call = dict(n=n, k=k, stream_fmt=stream,
+        call: dict = dict(n=n, k=k, stream_fmt=stream,
                     data=data.at + 32 * int(rng.integers(0, (data.count - one * k) // 32 + 1)),
                     data_pass=one)
         reads = [("sram", data.at, data.size)]
@@ -375,7 +378,7 @@ class _Generator:
             dims = (dims[0], 1, 1)
         elements = dims[0] * dims[1] * dims[2]
         reads: list[Span] = []
-        call = dict(zip(("n0", "n1", "n2"), dims))
+        call: dict = dict(zip(("n0", "n1", "n2"), dims))
         call = {k: v for k, v in call.items() if k == "n0" or v != 1}
         where = self._chance(0.1)
         x1, x2 = str(rng.choice(["", "a", "b", "s0"])), str(rng.choice(["", "b", "d", "s1", "-b", "-d",

@@ -124,7 +124,7 @@ def prove(spec: wiring.Component, *, free_reset: bool = False, seconds: int = 12
 
 def refute(spec: wiring.Component, *, free_reset: bool = False, depth: int = 0) -> None:
     """Some assertion fails in some execution (of up to `depth` cycles, if given): the seeded bug is found."""
-    _expect("FAIL", _abc(spec, free_reset, f"bmc3 -F {depth}" if depth else "pdr -T 120"))
+    _expect("FAIL", _abc(spec, free_reset, f"bmc3 -F {depth} -T 120" if depth else "pdr -T 120"))
 
 
 def prove_bounded(spec: wiring.Component, depth: int, *, free_reset: bool = False, seconds: int = 300) -> None:

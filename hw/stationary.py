@@ -1,0 +1,104 @@
+"""Loader of the stationary operand: fetched blocks into the columns, their scales into the accumulators."""
+
+from amaranth import Cat, Const, Module, Mux, Signal
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
+
+from .accumulate import SCALE_SETS
+from .array import BLOCK_BITS
+from .config import TileConfig
+from .edge import FP4, INT8, PASS_BITS, decode_block, fp4_codes
+from .fetch import element_layout
+
+__all__ = ["ONE_SCALE", "StationaryLoader", "loader_layout"]
+
+ONE_SCALE = 127
+"""Scale byte of 2^0."""
+
+loader_layout = data.StructLayout({"fmt": 2, "rows": 6, "k": PASS_BITS})
+
+
+class StationaryLoader(wiring.Component):
+    """Fetched scale bytes and blocks -> scale sets and shadow blocks.
+
+    Members: `command` (loader_layout), `i` (elements as StationaryWalker orders them); `write`, `stationary`
+    to the array;
+    `scale_write`, `scale_set`, `scales` to the accumulators; `full`: a set waits in the shadow blocks;
+    `swap`: it has been taken. Rows that are absent get zero blocks with scale 2^0. A set takes C cycles from
+    `swap` to `full` if its elements are there;
+    its scale bytes are taken, one per cycle, while the set before still waits.
+    """
+
+    def __init__(self, config: TileConfig):
+        self.config = config
+        super().__init__(
+            {
+                "command": In(stream.Signature(loader_layout)),
+                "i": In(stream.Signature(element_layout(config))),
+                "write": Out(config.columns),
+                "stationary": Out(BLOCK_BITS),
+                "scale_write": Out(1),
+                "scale_set": Out(ceil_log2(SCALE_SETS)),
+                "scales": Out(8 * config.columns),
+                "full": Out(1),
+                "swap": In(1),
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        columns, element = self.config.columns, self.i.payload
+        command, active, finish = Signal(loader_layout), Signal(), Signal()
+        passes, row, blocks = Signal(PASS_BITS), Signal(6), Signal()
+        present = row < command.rows
+        take, take_scale, take_block = Signal(), Signal(), Signal()
+        last_row = Mux(blocks, row == columns - 1, row + 1 == command.rows)
+        m.d.comb += [
+            take_scale.eq(active & ~blocks & self.i.valid),
+            take_block.eq(active & blocks & ~self.full & (self.i.valid | ~present)),
+            take.eq(take_scale | take_block),
+            self.i.ready.eq(active & present & (~blocks | ~self.full)),
+            finish.eq(take_block & last_row & (passes == 1)),
+            self.command.ready.eq(~active | finish),
+        ]
+        with m.If(take):
+            m.d.sync += row.eq(Mux(last_row, 0, row + 1))
+            with m.If(last_row):
+                m.d.sync += blocks.eq(~blocks)
+        with m.If(take_block & last_row):
+            m.d.sync += [self.full.eq(1), passes.eq(passes - 1)]
+        with m.If(self.swap):
+            m.d.sync += self.full.eq(0)
+        with m.If(self.command.ready):
+            m.d.sync += active.eq(self.command.valid)
+            with m.If(self.command.valid):
+                m.d.sync += [command.eq(self.command.payload), passes.eq(self.command.payload.k)]
+
+        # Scale bytes gather in `scales`; the set is stored when its first block arrives.
+        scale = element.data.word_select(element.offset, 8)
+        m.d.comb += self.scale_write.eq(take_block & (row == 0))
+        with m.If(self.scale_write):
+            m.d.sync += [
+                self.scale_set.eq(self.scale_set + 1),
+                self.scales.eq(Cat(*[Const(ONE_SCALE, 8)] * columns)),
+            ]
+        for r in range(columns):
+            with m.If(take_scale & (row == r)):
+                m.d.sync += self.scales[8 * r : 8 * r + 8].eq(scale)
+
+        # Blocks: one register, then the decoder.
+        chunk = element.data.word_select(element.offset[5:], BLOCK_BITS)
+        raw, fp = Signal(BLOCK_BITS, reset_less=True), Signal()
+        codes = Mux(
+            command.fmt == FP4, fp4_codes(Mux(element.offset[4], chunk[128:], chunk[:128])), chunk[:192]
+        )
+        is_fp = command.fmt != INT8
+        m.d.sync += self.write.eq(Cat(take_block & (row == r) for r in range(columns)))
+        with m.If(take_block):
+            m.d.sync += [
+                fp.eq(is_fp),
+                raw.eq(Mux(is_fp, Cat(codes, chunk[192:]), chunk) & present.replicate(BLOCK_BITS)),
+            ]
+        m.d.comb += self.stationary.eq(decode_block(raw, fp))
+        return m

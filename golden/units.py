@@ -379,10 +379,12 @@ def _quantise(v: _Vector, t5: np.ndarray, rows: int) -> list[tuple[Walk, np.ndar
     ints, scales = ints.swapaxes(0, 1).view(np.uint8), np.ascontiguousarray(scales.T)
     dims = ((len(scales), o1), (rows, o0))
     walk = Walk(v.o["out"], dims, block).check(v.sram, block)
-    qs = Walk(v.o["qs"], ((len(scales), o2),), rows).check(v.sram)
-    crossing = qs.addresses() % v.config.word_bytes + rows > v.config.word_bytes
-    if crossing.any():
-        raise Fault(Error.ALIGNMENT, int(qs.addresses()[np.argmax(crossing)]))
+    qs = Walk(v.o["qs"], ((len(scales), o2),), rows)
+    at = qs.addresses()
+    wrong = (at >= len(v.sram)) | (at % v.config.word_bytes + rows > v.config.word_bytes)
+    if wrong.any():
+        address = int(at[np.argmax(wrong)])
+        raise Fault(Error.SRAM_RANGE if address >= len(v.sram) else Error.ALIGNMENT, address)
     out = [(qs, scales, _ALL)]
     if not v.f["zfill"]:
         return [(walk, ints, _ALL), *out]

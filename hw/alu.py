@@ -30,10 +30,12 @@ def fast_alu(m: Module, func, x, y):
 
 
 class LateUnit(wiring.Component):
-    """MUL, shifts, MIN, MAX (3 cycles) and loads from SRAM (memory latency), one operation at a time.
+    """MUL, shifts, MIN, MAX (4 cycles) and loads from SRAM (memory latency), one operation at a time.
 
-    Members: `start` with `func`, `x`, `y` begins x func y (isa.Alu); `load` with byte address `y` (aligned, in range)
-    begins a load; `o` holds the result until taken; `read` is the SRAM port. The user starts nothing before `o` was taken.
+    Members: `start` with `func`, `x`, `y` begins x func y (isa.Alu); `load` with byte address `y` (aligned,
+    in range)
+    begins a load; `o` holds the result until taken; `read` is the SRAM port. The user starts nothing before
+    `o` was taken.
     """
 
     def __init__(self, config: TileConfig):
@@ -48,17 +50,18 @@ class LateUnit(wiring.Component):
         m = Module()
         word = exact_log2(self.config.word_bytes)
         x, y = self.x, self.y
-        low, cross = Signal(32), Signal(32)
+        low, cross, parts = Signal(32), Signal(16), [Signal(16), Signal(16)]
         other, second, swap, is_mul = Signal(32), Signal(32), Signal(), Signal()
         lane = Signal(word - 2)
-        busy = Signal()
-        m.d.sync += busy.eq(self.start)
+        first, second_step = Signal(), Signal()
+        m.d.sync += [first.eq(self.start), second_step.eq(first), cross.eq(parts[0] + parts[1])]
         with m.If(self.start):
             # A 32-bit product of 16-bit parts: (xh*yl + xl*yh) * 2^16 + xl*yl.
             m.d.sync += [low.eq(x[:16] * y[:16]), is_mul.eq(self.func == Alu.MUL),
-                         cross.eq(Cat(Const(0, 16), (x[16:] * y[:16])[:16]) + Cat(Const(0, 16), (x[:16] * y[16:])[:16]))]
+                         parts[0].eq(x[16:] * y[:16]), parts[1].eq(x[:16] * y[16:])]
             # MIN, MAX: both candidates, and which one it is.
-            m.d.sync += [other.eq(x), second.eq(y), swap.eq((x.as_signed() < y.as_signed()) ^ (self.func == Alu.MIN))]
+            m.d.sync += [other.eq(x), second.eq(y),
+                         swap.eq((x.as_signed() < y.as_signed()) ^ (self.func == Alu.MIN))]
             with m.Switch(self.func):
                 with m.Case(Alu.SHL):
                     m.d.sync += [other.eq((x << y[:5])[:32]), swap.eq(0)]
@@ -68,8 +71,9 @@ class LateUnit(wiring.Component):
                     m.d.sync += [other.eq(x.as_signed() >> y[:5]), swap.eq(0)]
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
-        with m.If(busy):
-            m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(Mux(is_mul, low + cross, Mux(swap, second, other)))]
+        with m.If(second_step):
+            m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(Mux(is_mul, low + Cat(Const(0, 16), cross),
+                                                                   Mux(swap, second, other)))]
 
         with m.If(self.read.req.ready):
             m.d.sync += self.read.req.valid.eq(0)

@@ -1,7 +1,9 @@
-"""AXI4 and AXI4-Lite signatures with flat AMBA member names, so that a member `m_axi` is exported as `m_axi_awvalid`, ...
+"""AXI4 and AXI4-Lite signatures with flat AMBA member names, so that a member `m_axi` is exported as
+`m_axi_awvalid`, ...
 
-Directions are the master's. Everything is INCR bursts of full-width beats to normal memory: the constant or optional signals (lock,
-cache, prot, qos, region, user) are left out. Source: AMBA AXI and ACE protocol specification, IHI 0022E, chapters A2, B1.
+Directions are the master's. Everything is INCR bursts of full-width beats to normal memory: the constant or
+optional signals (lock, cache, prot, qos, region, user) are left out. Source: AMBA AXI and ACE protocol
+specification, IHI 0022E, chapters A2, B1.
 """
 
 from enum import IntEnum
@@ -37,15 +39,16 @@ def _address(prefix: str, config: TileConfig) -> dict:
 def _read(config: TileConfig) -> dict:
     return {
         **_address("ar", config),
-        "rvalid": In(1), "rready": Out(1), "rid": In(config.axi_id_bits), "rdata": In(config.axi_data_bits), "rresp": In(2),
-        "rlast": In(1),
+        "rvalid": In(1), "rready": Out(1), "rid": In(config.axi_id_bits), "rdata": In(config.axi_data_bits),
+        "rresp": In(2), "rlast": In(1),
     }
 
 
 def _write(config: TileConfig) -> dict:
     return {
         **_address("aw", config),
-        "wvalid": Out(1), "wready": In(1), "wdata": Out(config.axi_data_bits), "wstrb": Out(config.axi_bytes), "wlast": Out(1),
+        "wvalid": Out(1), "wready": In(1), "wdata": Out(config.axi_data_bits), "wstrb": Out(config.axi_bytes),
+        "wlast": Out(1),
         "bvalid": In(1), "bready": Out(1), "bid": In(config.axi_id_bits), "bresp": In(2),
     }
 
@@ -75,7 +78,7 @@ class AxiMaster(Signature):
 
 
 class AxiLite(Signature):
-    """AXI4-Lite with 32-bit data, seen from the master; a register file has `s_axil: In(AxiLite(address_bits))`."""
+    """AXI4-Lite with 32-bit data, seen from the master; a register file has `s_axil: In(AxiLite(bits))`."""
 
     def __init__(self, addr_bits: int):
         super().__init__({

@@ -1,7 +1,9 @@
-"""AXI4 rule checker: watches one master's five channels and tells who broke which rule. For simulation and for proofs.
+"""AXI4 rule checker: watches one master's five channels and tells who broke which rule. For simulation and
+for proofs.
 
-Scope: INCR bursts of full-width beats; bursts are answered in the order of their addresses (one ID per direction, or a memory that never
-reorders). Source: AMBA AXI and ACE protocol specification, IHI 0022E, chapters A3 to A5.
+Scope: INCR bursts of full-width beats; bursts are answered in the order of their addresses (one ID per
+direction, or a memory that never reorders). Source: AMBA AXI and ACE protocol specification, IHI 0022E,
+chapters A3 to A5.
 """
 
 from enum import IntEnum
@@ -61,10 +63,12 @@ class _Queue:
 class AxiChecker(wiring.Component):
     """Checks every cycle of an AXI4 port.
 
-    Members: `axi` (all signals of `AxiMaster` as inputs; connect with `watch`), `master`, `memory`: rule broken in this cycle by that
-    side (combinational, 0 = none); `ok`: no rule was ever broken; `violation`: the first one, held until reset.
+    Members: `axi` (all signals of `AxiMaster` as inputs; connect with `watch`), `master`, `memory`: rule
+    broken in this cycle by that side (combinational, 0 = none); `ok`: no rule was ever broken; `violation`:
+    the first one, held until reset.
 
-    * Up to `outstanding` bursts per direction, counted from the address to the last response, write data ahead of its address included.
+    * Up to `outstanding` bursts per direction, counted from the address to the last response, write data
+      ahead of its address included.
     * Write data may precede its address; the pair is compared when both are complete.
     """
 
@@ -72,12 +76,14 @@ class AxiChecker(wiring.Component):
         self.config = config
         self.outstanding = outstanding or config.axi_outstanding
         super().__init__({
-            "axi": In(wiring.Signature({name: Out(member.shape) for name, member in AxiMaster(config).members.items()})),
-            "master": Out(Violation), "memory": Out(Violation), "ok": Out(1, init=1), "violation": Out(Violation),
+            "axi": In(wiring.Signature({name: Out(member.shape)
+                                        for name, member in AxiMaster(config).members.items()})),
+            "master": Out(Violation), "memory": Out(Violation),
+            "ok": Out(1, init=1), "violation": Out(Violation),
         })
 
     def watch(self, m: Module, port) -> None:
-        """Connects to the signals of a port; those that it lacks (a read-only or write-only master) stay 0."""
+        """Connects to a port; the signals that it lacks (a read-only or write-only master) stay 0."""
         for name in self.axi.signature.members:
             if hasattr(port, name):
                 m.d.comb += getattr(self.axi, name).eq(getattr(port, name))
@@ -112,7 +118,8 @@ class AxiChecker(wiring.Component):
 
         # Reads: {len, id} of the open bursts, beats of the oldest.
         r_done = fire["r"] & axi.rlast
-        reads = _Queue(m, "reads", 8 + len(axi.arid), depth, fire["ar"], Cat(axi.arlen, axi.arid), r_done & (reads_open := Signal()))
+        reads = _Queue(m, "reads", 8 + len(axi.arid), depth, fire["ar"], Cat(axi.arlen, axi.arid),
+                       r_done & (reads_open := Signal()))
         m.d.comb += reads_open.eq(reads.count != 0)
         beat = Signal(8)
         with m.If(fire["r"]):
@@ -131,7 +138,8 @@ class AxiChecker(wiring.Component):
         pair = Signal()
         addresses = _Queue(m, "addresses", 8 + size + len(axi.awid), depth, fire["aw"],
                            Cat(axi.awlen, axi.awaddr[:size], axi.awid), pair)
-        bursts = _Queue(m, "bursts", 8 + len(axi.wstrb), depth, fire["w"] & axi.wlast, Cat(w_beat, first_strobe), pair)
+        bursts = _Queue(m, "bursts", 8 + len(axi.wstrb), depth, fire["w"] & axi.wlast,
+                        Cat(w_beat, first_strobe), pair)
         m.d.comb += pair.eq((addresses.count != 0) & (bursts.count != 0))
         below = Array((1 << n) - 1 for n in range(self.config.axi_bytes))[addresses.head[8:8 + size]]
         # A burst that is too long is seen at its first surplus beat, as far as its address is known.
@@ -141,15 +149,17 @@ class AxiChecker(wiring.Component):
         broken[Violation.W_STROBE] = pair & (bursts.head[8:] & below).any()
 
         # Responses: ids of paired bursts.
-        # A response may come right after the last of address and data: the pair then is still at the heads of the queues.
+        # A response may come right after the last of address and data: the pair then is still at the heads.
         b_done = fire["b"] & ((writes_open := Signal()) | pair)
         pair_id = addresses.head[8 + size:]
         writes = _Queue(m, "writes", len(axi.awid), depth, pair, pair_id, b_done)
         m.d.comb += writes_open.eq(writes.count != 0)
         broken[Violation.B_UNASKED] = axi.bvalid & ~writes_open & ~pair
-        broken[Violation.B_ID] = axi.bvalid & (writes_open | pair) & (axi.bid != Mux(writes_open, writes.head, pair_id))
+        broken[Violation.B_ID] = (axi.bvalid & (writes_open | pair)
+                                  & (axi.bid != Mux(writes_open, writes.head, pair_id)))
         held = addresses.count + writes.count
-        broken[Violation.OUTSTANDING] = ((fire["ar"] & (reads.count == depth)) | (fire["aw"] & (held >= depth))
+        broken[Violation.OUTSTANDING] = ((fire["ar"] & (reads.count == depth))
+                                         | (fire["aw"] & (held >= depth))
                                          | (fire["w"] & axi.wlast & (bursts.count == depth)))
 
         for side, chosen in ((self.master, [v for v in broken if v < Violation.R_STABLE]),
@@ -159,5 +169,8 @@ class AxiChecker(wiring.Component):
                 code = Mux(broken[violation], violation, code)
             m.d.comb += side.eq(code)
         with m.If(self.ok & ((self.master != Violation.NONE) | (self.memory != Violation.NONE))):
-            m.d.sync += [self.ok.eq(0), self.violation.eq(Mux(self.master != Violation.NONE, self.master, self.memory))]
+            m.d.sync += [
+                self.ok.eq(0),
+                self.violation.eq(Mux(self.master != Violation.NONE, self.master, self.memory)),
+            ]
         return m

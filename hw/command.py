@@ -10,19 +10,24 @@ from .ports import PC_BITS, SEM_BITS, command_layout
 __all__ = ["CommandPort", "FIFO_DEPTH", "beat_layout", "go_layout"]
 
 FIFO_DEPTH = 64
-"""Beats that a command port holds: a burst of at most 33 beats (32 operands and `go`) starts when 33 are free."""
+"""Beats that a command port holds: a burst of at most 33 beats (32 operands and `go`) starts when 33 are
+free."""
 
 beat_layout = data.StructLayout({"value": 32, "index": 5, "go": 1})
-"""Operand `index` of the next command is `value`; or, with `go`, the command is complete and `value` is a `go_layout`."""
+"""Operand `index` of the next command is `value`; or, with `go`, the command is complete and `value` is a
+`go_layout`."""
 
 go_layout = data.StructLayout({"sig_a": SEM_BITS, "sig_b": SEM_BITS, "sig_c": SEM_BITS, "pc": PC_BITS})
 
 
 class CommandPort(wiring.Component):
-    """Assembles beats into commands: absent operands get the table's default, `mask` tells which were present.
+    """Assembles beats into commands: absent operands get the table's default, `mask` tells which were
+    present.
 
-    Members: `i` (beats), `o` (command_layout(ins)), `level` (beats waiting), `busy` (a beat or a command is held).
-    Double buffered: the operands of the next command are collected while `o` waits; one beat per cycle, `o` one cycle
+    Members: `i` (beats), `o` (command_layout(ins)), `level` (beats waiting), `busy` (a beat or a command is
+    held).
+    Double buffered: the operands of the next command are collected while `o` waits; one beat per cycle, `o`
+    one cycle
     after `go`. Beats of operands that the instruction does not have are ignored. Reset drops everything.
     """
 
@@ -52,7 +57,8 @@ class CommandPort(wiring.Component):
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         with m.If(take):
-            m.d.sync += [self.o.valid.eq(1), *(self.o.payload[f].eq(go[f]) for f in ("sig_a", "sig_b", "sig_c", "pc"))]
+            m.d.sync += [self.o.valid.eq(1),
+                         *(self.o.payload[f].eq(go[f]) for f in ("sig_a", "sig_b", "sig_c", "pc"))]
         mask = Signal(len(self.ins.operands))
         with m.If(take):
             m.d.sync += [self.o.payload.mask.eq(mask), mask.eq(0)]

@@ -26,11 +26,14 @@ class CsrFile(wiring.Component):
     """AXI4-Lite slave `s_axil` in front of the registers, the interrupt and the event counters.
 
     Members, all named after the table in lower case
-        rw: the value (Out). ro: the value (In), or one `name_field` member per field. wo: pulses `name_field` (Out).
-        w1c: set pulses `name_field` (In), one cycle. `irq`: some IRQ_STATUS bit is set and enabled, a register.
+        rw: the value (Out). ro: the value (In), or one `name_field` member per field. wo: pulses `name_field`
+        (Out).
+        w1c: set pulses `name_field` (In), one cycle. `irq`: some IRQ_STATUS bit is set and enabled, a
+        register.
         count_`name`: increment of a counter (In); `count_enable`: count; `count_clear`: zero them all.
 
-    A write is taken when address and data are there, a read two cycles after its address; one of each in flight. Responses are
+    A write is taken when address and data are there, a read two cycles after its address; one of each in
+    flight. Responses are
     always OKAY. Counters lag their events by one cycle. Reading a counter's LO latches its HI.
     """
 
@@ -38,13 +41,15 @@ class CsrFile(wiring.Component):
         self.config = config
         self.constants = constants(config)
         self.counts = {c.name: Signal(COUNTER_BITS, name=f"{c.name.lower()}_value") for c in COUNTERS}
-        members = {"s_axil": In(AxiLite(ADDR_BITS)), "irq": Out(1), "count_enable": In(1), "count_clear": In(1)}
+        members = {"s_axil": In(AxiLite(ADDR_BITS)), "irq": Out(1), "count_enable": In(1),
+                   "count_clear": In(1)}
         for r in REGISTERS:
             name = r.name.lower()
             if r.name in self.constants or r.name in COUNTER_REGISTERS:
                 continue
             if r.access == "rw":
-                members[name] = Out(32 if not r.fields else max(f.lo + f.width for f in r.fields), init=r.reset)
+                members[name] = Out(32 if not r.fields else max(f.lo + f.width for f in r.fields),
+                                    init=r.reset)
             elif r.fields:
                 members |= {f"{name}_{f.name}": (Out if r.access == "wo" else In)(f.width) for f in r.fields}
             else:
@@ -106,7 +111,8 @@ class CsrFile(wiring.Component):
                     m.d.sync += value.eq(data)
             elif r.access == "wo":
                 for f in r.fields:
-                    m.d.comb += getattr(self, f"{name}_{f.name}").eq(data[f.lo:f.lo + f.width] & here.replicate(f.width))
+                    m.d.comb += getattr(self, f"{name}_{f.name}").eq(data[f.lo:f.lo + f.width]
+                                                                     & here.replicate(f.width))
             elif r.access == "w1c":
                 value = values[r.name] = Signal(32, name=f"{name}_value")
                 m.d.sync += value.eq((value & ~(data & here.replicate(32))) | _pack(m, self, r))

@@ -1,19 +1,30 @@
 """What both DMA engines share: descriptors to bursts, bursts to beats, completions to semaphore signals.
 
-The DRAM side of a transfer is called *far*, the SRAM side *near*. A run is cut where `far` crosses a multiple of the
-largest burst (`axi_burst_beats` beats, a divisor of 4 KB), so no burst crosses a 4 KB page.
+The DRAM side of a transfer is called *far*, the SRAM side *near*. A run is cut where `far` crosses a
+multiple of the largest burst (`axi_burst_beats` beats, a divisor of 4 KB), so no burst crosses a 4 KB page.
 """
+
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, enum, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from .config import TileConfig
-from .glue import Fifo, SkidBuffer
+from .glue import Fifo, SkidBuffer, raw
 from .isa import Instruction
 from .ports import PC_BITS, SEM_BITS, command_layout
 
-__all__ = ["AddressChannel", "Beats", "Bursts", "Fault", "Signals", "beat_layout", "boot_layout", "burst_layout", "fifo_depth"]
+__all__ = [
+    "AddressChannel",
+    "Beats",
+    "Bursts",
+    "Fault",
+    "Signals",
+    "beat_layout",
+    "boot_layout",
+    "burst_layout",
+    "fifo_depth",
+]
 
 boot_layout = data.StructLayout({"src": 32, "words": PC_BITS + 1})
 """Program load: DRAM byte address (multiple of 4) and number of 32-bit words."""
@@ -21,14 +32,16 @@ boot_layout = data.StructLayout({"src": 32, "words": PC_BITS + 1})
 
 class Fault(enum.Enum, shape=2):
     """Why a run was refused."""
+
     NONE = 0
     DRAM = 1
     SRAM = 2
 
 
 def fifo_depth(config: TileConfig) -> int:
-    """Bursts and instructions queued inside an engine; one LUT RAM is 16 deep anyway."""
-    return max(16, 2 * config.axi_outstanding)
+    """Bursts and instructions queued inside an engine: covers SRAM and bus round trips of one-beat
+    transfers."""
+    return max(32, 2 * config.axi_outstanding)
 
 
 def _run_fields(config: TileConfig) -> dict:
@@ -39,10 +52,13 @@ def _run_fields(config: TileConfig) -> dict:
         "rot": lanes,  # (near - far) mod axi_bytes, the same for every beat of a run
         "borrow": 1,  # near mod axi_bytes < far mod axi_bytes
         "tail": lanes,  # lane of the run's last byte
-        "first": 1, "last": 1,  # first, last burst (beat) of the run
+        "first": 1,
+        "last": 1,  # first, last burst (beat) of the run
         "end": 1,  # the last one of the instruction
         "null": 1,  # instruction that copies nothing: no beats
-        "boot": 1, "fault": Fault, "pc": PC_BITS,
+        "boot": 1,
+        "fault": Fault,
+        "pc": PC_BITS,
     }
 
 
@@ -53,31 +69,40 @@ def burst_layout(config: TileConfig) -> data.StructLayout:
 
 def beat_layout(config: TileConfig) -> data.StructLayout:
     """One beat; `begin` and `final` mark the first and the last beat of its burst."""
-    return data.StructLayout({**_run_fields(config), "beats": exact_log2(config.axi_burst_beats), "begin": 1, "final": 1})
+    return data.StructLayout(
+        {**_run_fields(config), "beats": exact_log2(config.axi_burst_beats), "begin": 1, "final": 1}
+    )
 
 
 class AddressChannel(wiring.Component):
     """AR or AW: a registered stream that lets `axi_outstanding` bursts into flight.
 
-    Members: `i` -> `o` {addr of the first beat, len = beats - 1}; `retire`, a burst left the bus; `inflight`, some have not.
-    `i.ready` is free of `i.valid` and `o.ready`. Latency 1, one per cycle.
+    Members: `i` -> `o` {addr of the first beat, len = beats - 1}; `retire`, a burst left the bus;
+    `inflight`, some have not. `i.ready` is free of `i.valid` and `o.ready`. Latency 1, one per cycle.
     """
 
     def __init__(self, config: TileConfig):
         self.config = config
         layout = data.StructLayout({"addr": 32, "len": 8})
-        super().__init__({"i": In(stream.Signature(layout)), "o": Out(stream.Signature(layout)), "retire": In(1),
-                          "inflight": Out(1)})
+        super().__init__(
+            {
+                "i": In(stream.Signature(layout)),
+                "o": Out(stream.Signature(layout)),
+                "retire": In(1),
+                "inflight": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.buffer = buffer = SkidBuffer(self.i.payload.shape())
         wiring.connect(m, buffer.o, wiring.flipped(self.o))
-        count = Signal(range(self.config.axi_outstanding + 1))
+        count = Signal(range(self.config.axi_outstanding + 1))  # a power of two: the top bit says full
         lanes = exact_log2(self.config.axi_bytes)
         m.d.comb += [
-            self.i.ready.eq(buffer.i.ready & (count != self.config.axi_outstanding)),
-            buffer.i.valid.eq(self.i.valid & self.i.ready), self.inflight.eq(count.any()),
+            self.i.ready.eq(buffer.i.ready & ~count[-1]),
+            buffer.i.valid.eq(self.i.valid & self.i.ready),
+            self.inflight.eq(count.any()),
             buffer.i.payload.len.eq(self.i.payload.len),
             buffer.i.payload.addr.eq(Cat(Const(0, lanes), self.i.payload.addr[lanes:])),
         ]
@@ -91,26 +116,37 @@ class Bursts(wiring.Component):
     far, near: names of the command's operands of the DRAM and the SRAM side ("src", "dst").
 
     Members
-    * `command`, `boot`: work, taken in order of arrival (boot first); `ticket`: semaphore numbers of each command taken.
-    * `dram_base`, `dram_size`: window that every run must lie in (33-bit arithmetic, clamped to 2^32), else the run, and
-      everything after it, is refused: a burst with `fault` is pushed in its place. DRAM is checked before SRAM.
-    * `room`: the engine can take a burst; `push`: it has to, `burst` is valid; `bare`: it has no beats; `length`: bytes of
-      the run minus 1. * `halt`: issue nothing more.
+    * `command`, `boot`: work, taken in order of arrival (boot first); `ticket`: semaphore numbers of each
+      command taken.
+    * `dram_base`, `dram_size`: window that every run must lie in (33-bit arithmetic, clamped to 2^32), else
+      the run, and everything after it, is refused: a burst with `fault` is pushed in its place. DRAM is
+      checked before SRAM.
+    * `halt`: issue nothing more. `room`: the engine can take a burst; `push`: it has to, `burst` is valid;
+      `bare`: it has no beats; `length`: bytes of the run minus 1.
 
-    A command accepted in cycle t has its first burst pushed in cycle t + 1; then one burst per cycle through runs and
-    commands.
+    A command accepted in cycle t has its first burst pushed in cycle t + 1; then one burst per cycle
+    through runs and commands.
     """
 
     def __init__(self, config: TileConfig, ins: Instruction, far: str, near: str):
         self.config, self.ins, self.far, self.near = config, ins, far, near
-        super().__init__({
-            "command": In(stream.Signature(command_layout(ins))),
-            "boot": In(stream.Signature(boot_layout)),
-            "ticket": Out(stream.Signature(data.StructLayout({f"sig_{s}": SEM_BITS for s in "abc"}))),
-            "dram_base": In(32), "dram_size": In(32),
-            "room": In(1), "push": Out(1), "burst": Out(burst_layout(config)), "bare": Out(1), "length": Out(32),
-            "halt": In(1), "busy": Out(1), "waiting": Out(1),
-        })
+        super().__init__(
+            {
+                "command": In(stream.Signature(command_layout(ins))),
+                "boot": In(stream.Signature(boot_layout)),
+                "ticket": Out(stream.Signature(data.StructLayout({f"sig_{s}": SEM_BITS for s in "abc"}))),
+                "dram_base": In(32),
+                "dram_size": In(32),
+                "room": In(1),
+                "push": Out(1),
+                "burst": Out(burst_layout(config)),
+                "bare": Out(1),
+                "length": Out(32),
+                "halt": In(1),
+                "busy": Out(1),
+                "waiting": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -124,11 +160,22 @@ class Bursts(wiring.Component):
         length, one_burst = Signal(32), Signal()  # bytes - 1; they fit `low` bits
         n1, n1_is_1 = Signal(32), Signal()
         far1, far2, near1, near2 = (Signal(32, name=name) for name in ("far1", "far2", "near1", "near2"))
-        top, far_limit, near_limit = Signal(33), Signal(34), Signal(34)  # highest legal address of a run of this length
+        top, far_limit, near_limit = (
+            Signal(33),
+            Signal(34),
+            Signal(34),
+        )  # highest legal address of a run of this length
         # The run and the burst.
-        run_far, run_near, row_far, row_near = (Signal(32, name=n) for n in ("run_far", "run_near", "row_far", "row_near"))
+        run_far, run_near, row_far, row_near = (
+            Signal(32, name=n) for n in ("run_far", "run_near", "row_far", "row_near")
+        )
         left1, last1, left2, last2 = Signal(32), Signal(), Signal(32), Signal()
-        addr, rest, rest_fits, first = Signal(32), Signal(32), Signal(), Signal()  # rest: bytes of the run from addr on, - 1
+        addr, rest, rest_fits, first = (
+            Signal(32),
+            Signal(32),
+            Signal(),
+            Signal(),
+        )  # rest: bytes of the run from addr on, - 1
 
         end = self.dram_base + self.dram_size
         m.d.sync += top.eq(Mux(end[32], 1 << 32, end))
@@ -137,8 +184,13 @@ class Bursts(wiring.Component):
         refused_far = (addr < self.dram_base) | (addr.as_unsigned() > far_limit.as_signed())
         refused_near = run_near.as_unsigned() > near_limit.as_signed()
         fault = Signal(Fault)
-        m.d.comb += fault.eq(Mux(null | ~first, Fault.NONE,
-                                 Mux(refused_far, Fault.DRAM, Mux(refused_near, Fault.SRAM, Fault.NONE))))
+        m.d.comb += fault.eq(
+            Mux(
+                null | ~first,
+                Fault.NONE,
+                Mux(refused_far, Fault.DRAM, Mux(refused_near, Fault.SRAM, Fault.NONE)),
+            )
+        )
         m.d.comb += self.bare.eq(null | (fault != Fault.NONE))
         total = Signal(low + 1)
         m.d.comb += total.eq(addr[:low] + rest[:low])
@@ -147,18 +199,29 @@ class Bursts(wiring.Component):
 
         free, dead = Signal(), Signal()
         m.d.comb += [
-            free.eq(self.room & ~self.halt & ~dead), self.push.eq(valid & free),
-            self.busy.eq(valid), self.waiting.eq(valid & ~self.push),
+            free.eq(self.room & ~self.halt & ~dead),
+            self.push.eq(valid & free),
+            self.busy.eq(valid),
+            self.waiting.eq(valid & ~self.push),
             self.burst.far.eq(Mux(fault == Fault.SRAM, run_near, addr)),
-            self.burst.near.eq(run_near), self.burst.rot.eq(run_near[:lanes] - run_far[:lanes]),
-            self.burst.borrow.eq(run_near[:lanes] < run_far[:lanes]), self.burst.tail.eq(total[:lanes]),
+            self.burst.near.eq(run_near),
+            self.burst.rot.eq(run_near[:lanes] - run_far[:lanes]),
+            self.burst.borrow.eq(run_near[:lanes] < run_far[:lanes]),
+            self.burst.tail.eq(total[:lanes]),
             self.burst.beats.eq((total[lanes:low] | (~last).replicate(low - lanes)) - addr[lanes:low]),
-            self.burst.first.eq(first), self.burst.last.eq(last), self.burst.end.eq(final), self.burst.null.eq(null),
-            self.burst.boot.eq(boot), self.burst.fault.eq(fault), self.burst.pc.eq(pc), self.length.eq(length),
+            self.burst.first.eq(first),
+            self.burst.last.eq(last),
+            self.burst.end.eq(final),
+            self.burst.null.eq(null),
+            self.burst.boot.eq(boot),
+            self.burst.fault.eq(fault),
+            self.burst.pc.eq(pc),
+            self.length.eq(length),
         ]
 
         def fits(address, more):
-            """`more` + 1 bytes, few enough for one burst, do not cross the end of the burst at `address`."""
+            """`more` + 1 bytes, few enough for one burst, do not cross the end of the burst at
+            `address`."""
             return ~(address[:low] + more[:low])[low]
 
         # Next burst, run, instruction.
@@ -170,25 +233,41 @@ class Bursts(wiring.Component):
         with m.If(self.push):
             m.d.sync += dead.eq(fault != Fault.NONE)
             with m.If(last):
-                m.d.sync += [addr.eq(next_far), run_far.eq(next_far), run_near.eq(next_near), first.eq(1),
-                             rest.eq(length), rest_fits.eq(one_burst), last.eq(one_burst & fits(next_far, length))]
+                m.d.sync += [
+                    addr.eq(next_far),
+                    run_far.eq(next_far),
+                    run_near.eq(next_near),
+                    first.eq(1),
+                    rest.eq(length),
+                    rest_fits.eq(one_burst),
+                    last.eq(one_burst & fits(next_far, length)),
+                ]
                 with m.If(last1):
-                    m.d.sync += [row_far.eq(next_far), row_near.eq(next_near), left1.eq(n1), last1.eq(n1_is_1),
-                                 left2.eq(left2 - 1), last2.eq(left2 == 2)]
+                    m.d.sync += [
+                        row_far.eq(next_far),
+                        row_near.eq(next_near),
+                        left1.eq(n1),
+                        last1.eq(n1_is_1),
+                        left2.eq(left2 - 1),
+                        last2.eq(left2 == 2),
+                    ]
                 with m.Else():
                     m.d.sync += [left1.eq(left1 - 1), last1.eq(left1 == 2)]
             with m.Else():
-                m.d.sync += [addr.eq(Cat(Const(0, low), addr[low:] + 1)), first.eq(0), rest[:low].eq(total[:low]),
-                             last.eq(Mux(total[low], rest_fits, rest[low:] == 1))]
+                m.d.sync += [
+                    addr.eq(Cat(Const(0, low), addr[low:] + 1)),
+                    first.eq(0),
+                    rest[:low].eq(total[:low]),
+                    last.eq(Mux(total[low], rest_fits, rest[low:] == 1)),
+                ]
                 with m.If(~total[low]):
                     m.d.sync += [rest[low:].eq(rest[low:] - 1), rest_fits.eq(rest[low:] == 1)]
-            with m.If(final):
-                m.d.sync += valid.eq(0)
 
-        accept, take, use_boot = Signal(), Signal(), self.boot.valid
+        done, accept, take, use_boot = Signal(), Signal(), Signal(), self.boot.valid
         far, near = cmd[self.far], cmd[self.near]
         m.d.comb += [
-            accept.eq((~valid | (self.push & final)) & ~self.halt & ~dead),
+            done.eq(~valid | (self.push & final)),
+            accept.eq(done & ~self.halt & ~dead),
             self.boot.ready.eq(accept),
             self.command.ready.eq(accept & ~use_boot & self.ticket.ready),
             self.ticket.valid.eq(accept & ~use_boot & self.command.valid),
@@ -196,21 +275,38 @@ class Bursts(wiring.Component):
             take.eq((use_boot & self.boot.ready) | (self.command.valid & self.command.ready)),
         ]
         start, size, small = Signal(32), Signal(32), Signal()
-        m.d.comb += [start.eq(Mux(use_boot, Cat(Const(0, 2), self.boot.payload.src[2:]), far)),
-                     size.eq(Mux(use_boot, self.boot.payload.words << 2, cmd.len)),
-                     small.eq(~size[low + 1:].any() & ~(size[low] & size[:low].any()))]
-        with m.If(take):
+        m.d.comb += [
+            start.eq(Mux(use_boot, Cat(Const(0, 2), self.boot.payload.src[2:]), far)),
+            size.eq(Mux(use_boot, self.boot.payload.words << 2, cmd.len)),
+            small.eq(~size[low + 1 :].any() & ~(size[low] & size[:low].any())),
+        ]
+        with m.If(done):  # whether there is a command or not: only `valid` waits for that
             m.d.sync += [
-                valid.eq(1), boot.eq(use_boot), pc.eq(Mux(use_boot, 0, cmd.pc)), first.eq(1),
+                valid.eq(take),
+                boot.eq(use_boot),
+                pc.eq(Mux(use_boot, 0, cmd.pc)),
+                first.eq(1),
                 null.eq(~size.any() | (~use_boot & (~cmd.n1.any() | ~cmd.n2.any()))),
-                addr.eq(start), run_far.eq(start), row_far.eq(start),
-                run_near.eq(Mux(use_boot, 0, near)), row_near.eq(Mux(use_boot, 0, near)),
-                length.eq(size - 1), rest.eq(size - 1),
-                one_burst.eq(small), rest_fits.eq(small), last.eq(small & fits(start, size - 1)),
-                n1.eq(cmd.n1), n1_is_1.eq(use_boot | (cmd.n1 == 1)), left1.eq(cmd.n1), last1.eq(use_boot | (cmd.n1 == 1)),
-                left2.eq(cmd.n2), last2.eq(use_boot | (cmd.n2 == 1)),
-                far1.eq(cmd[f"{self.far}1"]), far2.eq(cmd[f"{self.far}2"]),
-                near1.eq(cmd[f"{self.near}1"]), near2.eq(cmd[f"{self.near}2"]),
+                addr.eq(start),
+                run_far.eq(start),
+                row_far.eq(start),
+                run_near.eq(Mux(use_boot, 0, near)),
+                row_near.eq(Mux(use_boot, 0, near)),
+                length.eq(size - 1),
+                rest.eq(size - 1),
+                one_burst.eq(small),
+                rest_fits.eq(small),
+                last.eq(small & fits(start, size - 1)),
+                n1.eq(cmd.n1),
+                n1_is_1.eq(use_boot | (cmd.n1 == 1)),
+                left1.eq(cmd.n1),
+                last1.eq(use_boot | (cmd.n1 == 1)),
+                left2.eq(cmd.n2),
+                last2.eq(use_boot | (cmd.n2 == 1)),
+                far1.eq(cmd[f"{self.far}1"]),
+                far2.eq(cmd[f"{self.far}2"]),
+                near1.eq(cmd[f"{self.near}1"]),
+                near2.eq(cmd[f"{self.near}2"]),
                 far_limit.eq(top - size),
                 near_limit.eq(Mux(use_boot, 0, config.sram_bytes - size)),
             ]
@@ -225,7 +321,9 @@ class Beats(wiring.Component):
 
     def __init__(self, config: TileConfig):
         self.config = config
-        super().__init__({"i": In(stream.Signature(burst_layout(config))), "o": Out(stream.Signature(beat_layout(config)))})
+        super().__init__(
+            {"i": In(stream.Signature(burst_layout(config))), "o": Out(stream.Signature(beat_layout(config)))}
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -239,10 +337,15 @@ class Beats(wiring.Component):
             m.d.sync += self.o.valid.eq(self.i.valid)
             with m.If(self.i.valid):
                 m.d.sync += [
-                    count.eq(Mux(final, 0, count + 1)), begun.eq(~final),
+                    count.eq(Mux(final, 0, count + 1)),
+                    begun.eq(~final),
                     *(Cat(beat[f]).eq(Cat(burst[f])) for f in _run_fields(self.config)),
-                    beat.first.eq(burst.first & ~begun), beat.last.eq(burst.last & final), beat.end.eq(burst.end & final),
-                    beat.begin.eq(~begun), beat.final.eq(final), beat.beats.eq(burst.beats),
+                    beat.first.eq(burst.first & ~begun),
+                    beat.last.eq(burst.last & final),
+                    beat.end.eq(burst.end & final),
+                    beat.begin.eq(~begun),
+                    beat.final.eq(final),
+                    beat.beats.eq(burst.beats),
                 ]
         return m
 
@@ -250,31 +353,45 @@ class Beats(wiring.Component):
 class Signals(wiring.Component):
     """Sends the semaphore numbers of completed instructions, in order, those that are 0 left out.
 
-    Members: `ticket`, the `count` numbers of each instruction accepted; `complete`, instructions completed in this cycle
-    (0 to 2; never more than tickets given); `signal`; `busy`, some ticket is not done. A ticket with at most one number
-    takes one cycle.
+    Members: `ticket`, the `count` numbers of each instruction accepted; `complete`, instructions completed
+    in this cycle (0 to 2; never more than tickets given); `signal`; `busy`, some ticket is not done. A
+    ticket with at most one number takes one cycle.
     """
 
     def __init__(self, config: TileConfig, count: int):
         self.depth, self.count = fifo_depth(config), count
-        super().__init__({
-            "ticket": In(stream.Signature(data.ArrayLayout(SEM_BITS, count))),
-            "complete": In(2), "signal": Out(stream.Signature(SEM_BITS)), "busy": Out(1)})
+        super().__init__(
+            {
+                "ticket": In(stream.Signature(data.ArrayLayout(SEM_BITS, count))),
+                "complete": In(2),
+                "signal": Out(stream.Signature(SEM_BITS)),
+                "busy": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.fifo = fifo = Fifo(self.ticket.payload.shape(), self.depth)
-        wiring.connect(m, wiring.flipped(self.ticket), fifo.i)
+        # Registered on the way in: a command is taken late in its cycle. `ready` leaves room for two more.
+        pending, ready = Signal(), Signal()
+        m.d.sync += [
+            ready.eq(fifo.level < self.depth - 3),
+            pending.eq(self.ticket.valid & ready),
+            raw(fifo.i.payload).eq(raw(self.ticket.payload)),
+        ]
+        m.d.comb += [self.ticket.ready.eq(ready), fifo.i.valid.eq(pending)]
         due, sent = Signal(bits_for(self.depth + 2)), Signal(self.count)
         todo = Signal(self.count)
-        m.d.comb += [*(todo[k].eq(fifo.o.payload[k].any() & ~sent[k]) for k in range(self.count)),
-                     self.busy.eq(fifo.level.any() | self.signal.valid)]
-        only = ~(todo & (todo - 1)[:self.count]).any()  # at most one number is left
+        m.d.comb += [
+            *(todo[k].eq(fifo.o.payload[k].any() & ~sent[k]) for k in range(self.count)),
+            self.busy.eq(pending | fifo.level.any() | self.signal.valid),
+        ]
+        only = ~(todo & (todo - 1)[: self.count]).any()  # at most one number is left
         with m.If(self.signal.ready):
             m.d.sync += self.signal.valid.eq(0)
         with m.If(fifo.o.valid & due.any() & (~self.signal.valid | self.signal.ready | ~todo.any())):
             m.d.comb += fifo.o.ready.eq(only)
-            m.d.sync += sent.eq(Mux(only, 0, sent | (todo & ~(todo - 1)[:self.count])))
+            m.d.sync += sent.eq(Mux(only, 0, sent | (todo & ~(todo - 1)[: self.count])))
             with m.If(todo.any()):
                 m.d.sync += self.signal.valid.eq(1)
             for k in reversed(range(self.count)):

@@ -1,4 +1,5 @@
 """LOAD engine: DRAM to SRAM."""
+
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -29,30 +30,41 @@ class LoadEngine(wiring.Component):
     Members besides those of every unit
     * `m_axi`: read channels, identifier 0, in-order responses. `rready` is a register.
     * `write`: SRAM port. Every W-byte word of a run is written once, strobed at its ends.
-    * `boot` {src, words} -> `program`: 32-bit words of a program, in order, one per cycle; goes ahead of waiting commands.
-    * `dram_base`, `dram_size`: allowed window. `stop`: issue no more bursts and discard what still arrives; `idle`:
-      it has, nothing is in flight on the bus, the engine may be reset.
+    * `boot` {src, words} -> `program`: 32-bit words of a program, in order, one per cycle; goes ahead of
+      waiting commands.
+    * `dram_base`, `dram_size`: allowed window.
+    * `stop`: issue no more bursts, discard what still arrives; `idle`: nothing is in flight any more, the
+      engine may be reset.
 
-    Timing: command to AR 2 cycles, R to SRAM write 1 cycle. Beats arrive at one per cycle through runs and instructions;
-    a run whose last beat spills into a word of its own needs one SRAM write more than it has beats that complete a word,
-    which hides behind the next run's first beat unless that one writes as well.
+    Timing: command to AR 2 cycles, R to SRAM write 1 cycle. Beats arrive at one per cycle through runs and
+    instructions. A run whose last beat spills into a word of its own needs a write more for that, which hides
+    behind the first beat of the next run unless that one writes as well.
 
-    Signals leave in instruction order, once the data is visible to reads. Errors are precise: a refused run (DRAM_RANGE,
-    SRAM_RANGE; value = its DRAM or SRAM address) is reported after all bursts before it; AXI_SLVERR and AXI_DECERR
-    report the first byte wanted of their burst, nothing of the failed beat and after it is written.
+    Signals leave in instruction order, once the data is visible to reads. Errors are precise: a refused run
+    (DRAM_RANGE, SRAM_RANGE; value = its DRAM or SRAM address) is reported after all bursts before it;
+    AXI_SLVERR and AXI_DECERR report the first byte wanted of their burst, and nothing of the failed beat and
+    after it is written.
     """
 
     def __init__(self, config: TileConfig):
         self.config = config
-        super().__init__({
-            **unit_members(config, BY_OP[Op.LOAD]),
-            "m_axi": Out(AxiRead(config)),
-            "write": Out(SramWrite(config)),
-            "boot": In(stream.Signature(boot_layout)),
-            "program": Out(stream.Signature(32)),
-            "dram_base": In(32), "dram_size": In(32), "stop": In(1), "idle": Out(1),
-            "count_read_beat": Out(1), "count_wait_ar": Out(1), "count_wait_r": Out(1), "count_wait_sram": Out(1),
-        })
+        super().__init__(
+            {
+                **unit_members(config, BY_OP[Op.LOAD]),
+                "m_axi": Out(AxiRead(config)),
+                "write": Out(SramWrite(config)),
+                "boot": In(stream.Signature(boot_layout)),
+                "program": Out(stream.Signature(32)),
+                "dram_base": In(32),
+                "dram_size": In(32),
+                "stop": In(1),
+                "idle": Out(1),
+                "count_read_beat": Out(1),
+                "count_wait_ar": Out(1),
+                "count_wait_r": Out(1),
+                "count_wait_sram": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -72,14 +84,22 @@ class LoadEngine(wiring.Component):
         wiring.connect(m, wiring.flipped(self.signal), signals.signal)
         ticket = bursts.ticket
         m.d.comb += [
-            bursts.dram_base.eq(self.dram_base), bursts.dram_size.eq(self.dram_size), bursts.halt.eq(halted),
-            bursts.room.eq(fifo.i.ready & ar.i.ready), fifo.i.valid.eq(bursts.push), fifo.i.payload.eq(bursts.burst),
-            signals.ticket.valid.eq(ticket.valid), ticket.ready.eq(signals.ticket.ready),
+            bursts.dram_base.eq(self.dram_base),
+            bursts.dram_size.eq(self.dram_size),
+            bursts.halt.eq(halted),
+            bursts.room.eq(fifo.i.ready & ar.i.ready),
+            fifo.i.valid.eq(bursts.push),
+            fifo.i.payload.eq(bursts.burst),
+            signals.ticket.valid.eq(ticket.valid),
+            ticket.ready.eq(signals.ticket.ready),
             raw(signals.ticket.payload).eq(raw(ticket.payload)),
             ar.i.valid.eq(bursts.push & ~bursts.bare),
-            ar.i.payload.addr.eq(bursts.burst.far), ar.i.payload.len.eq(bursts.burst.beats),
-            axi.arvalid.eq(ar.o.valid), ar.o.ready.eq(axi.arready),
-            axi.araddr.eq(ar.o.payload.addr), axi.arlen.eq(ar.o.payload.len),
+            ar.i.payload.addr.eq(bursts.burst.far),
+            ar.i.payload.len.eq(bursts.burst.beats),
+            axi.arvalid.eq(ar.o.valid),
+            ar.o.ready.eq(axi.arready),
+            axi.araddr.eq(ar.o.payload.addr),
+            axi.arlen.eq(ar.o.payload.len),
         ]
 
         # R channel: what cannot be used at once waits in `held`.
@@ -87,8 +107,10 @@ class LoadEngine(wiring.Component):
         ours = Signal()
         have, use = Signal(), Signal()  # a beat is there; it is taken
         m.d.comb += [
-            axi.rready.eq(~full), ours.eq(axi.rvalid & (axi.rid == 0)),
-            have.eq(ours | full), ar.retire.eq(ours & axi.rready & axi.rlast),
+            axi.rready.eq(~full),
+            ours.eq(axi.rvalid & (axi.rid == 0)),
+            have.eq(ours | full),
+            ar.retire.eq(ours & axi.rready & axi.rlast),
             self.count_read_beat.eq(ours & axi.rready),
         ]
         with m.If(~full):
@@ -99,7 +121,10 @@ class LoadEngine(wiring.Component):
         # Plan of the next beat: which bytes of its SRAM word and of the word after it are written.
         beat = beats.o.payload
         planned, plan = Signal(), Signal(beat.shape())
-        begin, end = Signal(lanes), Signal(lanes + 1)  # lanes of the slot written, end past axi_bytes: into the next slot
+        begin, end = (
+            Signal(lanes),
+            Signal(lanes + 1),
+        )  # lanes of the slot written, end past axi_bytes: into the next slot
         slot = Signal(len(beat.near) - lanes)  # number of this slot in SRAM
         next_slot = Signal.like(slot)
         past = Signal(lanes + 1)
@@ -115,7 +140,7 @@ class LoadEngine(wiring.Component):
         mask = Signal(width + config.axi_bytes)
         m.d.comb += [
             word_end.eq(end + (sub << lanes)),
-            mask.eq((ones << word_begin)[:len(mask)] & ~(ones << word_end)[:len(mask)]),
+            mask.eq((ones << word_begin)[: len(mask)] & ~(ones << word_end)[: len(mask)]),
         ]
         strobe, spill = Signal(width), Signal(config.axi_bytes)
         word, q_begin, q_end = Signal(config.sram_addr_bits), Signal(lanes), Signal(lanes + 1)
@@ -127,12 +152,18 @@ class LoadEngine(wiring.Component):
             m.d.sync += planned.eq(beats.o.valid)
             with m.If(beats.o.valid):
                 m.d.sync += [
-                    plan.eq(beat), Cat(strobe, spill).eq(mask), word.eq(slot[sub_bits:]), q_begin.eq(begin), q_end.eq(end),
-                    emit.eq(beat.last | (word_end >= width)), spills.eq(beat.last & (word_end > width)),
+                    plan.eq(beat),
+                    Cat(strobe, spill).eq(mask),
+                    word.eq(slot[sub_bits:]),
+                    q_begin.eq(begin),
+                    q_end.eq(end),
+                    emit.eq(beat.last | (word_end >= width)),
+                    spills.eq(beat.last & (word_end > width)),
                     next_slot.eq(slot + end[lanes]),
                 ]
 
-        # Rotate, gather the bytes of a word in `part`, write. `flush`: `part` is the last word of a finished run.
+        # Rotate, gather the bytes of a word in `part`, write. `flush`: `part` is the last word of a finished
+        # run.
         out, out_end = self.write.req, Signal()
         part, part_strobe = Signal(8 * width), Signal(width)
         flush, flush_word, flush_end = Signal(), Signal.like(word), Signal()
@@ -146,24 +177,43 @@ class LoadEngine(wiring.Component):
         m.d.comb += [
             bare.eq(plan.null | (plan.fault != Fault.NONE)),
             loads.eq(planned & ~bare & ~plan.boot),
-            take.eq(planned & Mux(bare, halted | (quiet & ~flush & ~out.valid),
-                                  have & (halted | Mux(plan.boot, served | resp[1], space | (~emit & ~flush)) & ~(flush & emit)))),
+            take.eq(
+                planned
+                & Mux(
+                    bare,
+                    halted | (quiet & ~flush & ~out.valid),
+                    have
+                    & (halted | Mux(plan.boot, served | resp[1], space | (~emit & ~flush)) & ~(flush & emit)),
+                )
+            ),
             use.eq(take & ~bare),
             good.eq(take & loads & ~halted & ~resp[1]),
         ]
-        fresh = (strobe | Cat(spill, Const(0, width - config.axi_bytes))) if width > config.axi_bytes else strobe | spill
+        fresh = (
+            (strobe | Cat(spill, Const(0, width - config.axi_bytes)))
+            if width > config.axi_bytes
+            else strobe | spill
+        )
         for b in range(width):
             source = lane.word_select(b % config.axi_bytes, 8)
             with m.If(good & fresh[b]):
-                m.d.sync += part[8 * b:8 * b + 8].eq(source)
+                m.d.sync += part[8 * b : 8 * b + 8].eq(source)
         with m.If(space):
             m.d.sync += [
                 out.valid.eq(~halted & (flush | (good & emit))),
                 out.payload.addr.eq(Mux(flush, flush_word, word)),
                 out.payload.strb.eq(part_strobe | (strobe & ~flush.replicate(width))),
                 out_end.eq(Mux(flush, flush_end, plan.end & ~spills)),
-                *(out.payload.data[8 * b:8 * b + 8].eq(Mux(strobe[b] & ~flush, lane.word_select(b % config.axi_bytes, 8),
-                                                           part[8 * b:8 * b + 8])) for b in range(width)),
+                *(
+                    out.payload.data[8 * b : 8 * b + 8].eq(
+                        Mux(
+                            strobe[b] & ~flush,
+                            lane.word_select(b % config.axi_bytes, 8),
+                            part[8 * b : 8 * b + 8],
+                        )
+                    )
+                    for b in range(width)
+                ),
                 flush.eq(0),
             ]
             with m.If(flush):
@@ -182,14 +232,15 @@ class LoadEngine(wiring.Component):
         with m.Elif(~self.write.busy):
             m.d.sync += [newest.eq(0), older.eq(0)]
         m.d.comb += signals.complete.eq(
-            ends_null + (older & (accepted | ~self.write.busy)) + (newest & ~self.write.busy))
+            ends_null + (older & (accepted | ~self.write.busy)) + (newest & ~self.write.busy)
+        )
 
         # Programs.
         index = Signal(max(lanes - 2, 1) + 1)  # words of this beat passed on
         if lanes > 2:
             position = Signal(lanes - 1)
             m.d.comb += position.eq(q_begin[2:] + index)
-            instruction, at_end = lane.word_select(position[:lanes - 2], 32), position + 1 == q_end[2:]
+            instruction, at_end = lane.word_select(position[: lanes - 2], 32), position + 1 == q_end[2:]
         else:
             instruction, at_end = lane, Const(1)
         m.d.comb += served.eq(at_end & (~self.program.valid | self.program.ready))
@@ -206,15 +257,31 @@ class LoadEngine(wiring.Component):
         refused = take & (plan.fault != Fault.NONE)
         with m.If((failed | refused) & ~halted):
             m.d.sync += [
-                halted.eq(1), self.error.valid.eq(1), self.error.pc.eq(plan.pc), self.error.value.eq(plan.far),
-                self.error.code.eq(Mux(failed, Mux(resp == Resp.DECERR, Error.AXI_DECERR, Error.AXI_SLVERR),
-                                       Mux(plan.fault == Fault.DRAM, Error.DRAM_RANGE, Error.SRAM_RANGE))),
+                halted.eq(1),
+                self.error.valid.eq(1),
+                self.error.pc.eq(plan.pc),
+                self.error.value.eq(plan.far),
+                self.error.code.eq(
+                    Mux(
+                        failed,
+                        Mux(resp == Resp.DECERR, Error.AXI_DECERR, Error.AXI_SLVERR),
+                        Mux(plan.fault == Fault.DRAM, Error.DRAM_RANGE, Error.SRAM_RANGE),
+                    )
+                ),
             ]
         m.d.comb += [
             self.idle.eq(halted & ~ar.inflight & ~ar.o.valid & ~out.valid),
-            self.busy.eq(bursts.busy | ar.inflight | fifo.level.any() | beats.o.valid | planned | signals.busy
-                         | self.program.valid),
-            self.count_wait_ar.eq(bursts.waiting), self.count_wait_r.eq(planned & ~bare & ~have),
+            self.busy.eq(
+                bursts.busy
+                | ar.inflight
+                | fifo.level.any()
+                | beats.o.valid
+                | planned
+                | signals.busy
+                | self.program.valid
+            ),
+            self.count_wait_ar.eq(bursts.waiting),
+            self.count_wait_r.eq(planned & ~bare & ~have),
             self.count_wait_sram.eq(out.valid & ~out.ready),
         ]
         return m

@@ -1,4 +1,5 @@
 """STORE engine: SRAM to DRAM."""
+
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -16,43 +17,65 @@ from .ports import PC_BITS, SEM_BITS, SramRead, unit_members
 __all__ = ["StoreEngine"]
 
 WORDS = 16
-"""SRAM words fetched ahead: covers the round trip through the SRAM at one word per cycle (one LUT RAM is 16 deep)."""
+"""SRAM words fetched ahead: covers the round trip through the SRAM at one word per cycle."""
 
 
 class _WordReader(wiring.Component):
     """Reads the SRAM words of each run, one per cycle through all runs, ahead of their use.
 
-    Members: `push` with `near` (byte address of a run) and `length` (its bytes - 1), only while `ready` is high; `read`,
-    the SRAM port; `o`, the words in order, each once per run.
+    Members: `push` with `near` (byte address of a run) and `length` (its bytes - 1), only while `ready` is
+    high; `read`, the SRAM port; `o`, the words in order, each once per run.
     """
 
     def __init__(self, config: TileConfig):
         self.config = config
-        super().__init__({
-            "push": In(1), "near": In(exact_log2(config.sram_bytes)), "length": In(32), "ready": Out(1),
-            "read": Out(SramRead(config)), "o": Out(stream.Signature(8 * config.word_bytes)),
-        })
+        super().__init__(
+            {
+                "push": In(1),
+                "near": In(exact_log2(config.sram_bytes)),
+                "length": In(32),
+                "ready": Out(1),
+                "read": Out(SramRead(config)),
+                "o": Out(stream.Signature(8 * config.word_bytes)),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         bits, offset = self.config.sram_addr_bits, exact_log2(self.config.word_bytes)
-        m.submodules.jobs = jobs = Fifo(data.StructLayout({"word": bits, "more": bits}), fifo_depth(self.config))
+        m.submodules.jobs = jobs = Fifo(
+            data.StructLayout({"word": bits, "more": bits}), fifo_depth(self.config)
+        )
         m.submodules.words = words = DualPortRam(width=8 * self.config.word_bytes, depth=WORDS)
-        m.d.comb += [
-            jobs.i.valid.eq(self.push), self.ready.eq(jobs.i.ready),
-            jobs.i.payload.word.eq(self.near[offset:]),
-            jobs.i.payload.more.eq((self.near[:offset] + self.length[:bits + offset]) >> offset),
+        # Whether a run is pushed is known late (range check), so it is registered; `ready` leaves room for
+        # two more.
+        pending, job = Signal(), Signal(jobs.i.payload.shape())
+        m.d.sync += [
+            pending.eq(self.push),
+            self.ready.eq(jobs.level < jobs.depth - 3),
+            job.word.eq(self.near[offset:]),
+            job.more.eq((self.near[:offset] + self.length[: bits + offset]) >> offset),
         ]
-        # The FIFO of words: credits keep it from overflowing, so that nothing hangs on `o.ready` but one read.
+        m.d.comb += [jobs.i.valid.eq(pending), jobs.i.payload.eq(job)]
+        # The FIFO of words: credits keep it from overflowing, so that nothing hangs on `o.ready` but one
+        # read.
         head, tail, pull = Signal(range(WORDS)), Signal(range(WORDS)), Signal()
         stored = Signal(range(WORDS + 1))
         m.d.comb += [
-            words.wstrb.eq(self.read.valid), words.wdata.eq(self.read.data), words.waddr.eq(tail),
+            words.wstrb.eq(self.read.valid),
+            words.wdata.eq(self.read.data),
+            words.waddr.eq(tail),
             pull.eq(stored.any() & (~self.o.valid | self.o.ready)),
-            words.ren.eq(pull), words.raddr.eq(head), self.o.payload.eq(words.rdata),
+            words.ren.eq(pull),
+            words.raddr.eq(head),
+            self.o.payload.eq(words.rdata),
         ]
-        m.d.sync += [tail.eq(tail + self.read.valid), head.eq(head + pull), stored.eq(stored + self.read.valid - pull),
-                     self.o.valid.eq(pull | (self.o.valid & ~self.o.ready))]
+        m.d.sync += [
+            tail.eq(tail + self.read.valid),
+            head.eq(head + pull),
+            stored.eq(stored + self.read.valid - pull),
+            self.o.valid.eq(pull | (self.o.valid & ~self.o.ready)),
+        ]
         active, more, none_left = Signal(), Signal(bits), Signal()  # words of the run after this one
         credits = Signal(range(WORDS + 1), init=WORDS)
         request = self.read.req
@@ -62,8 +85,12 @@ class _WordReader(wiring.Component):
         ]
         taken = request.valid & request.ready
         with m.If(jobs.o.ready):
-            m.d.sync += [active.eq(jobs.o.valid), request.payload.eq(jobs.o.payload.word), more.eq(jobs.o.payload.more),
-                         none_left.eq(~jobs.o.payload.more.any())]
+            m.d.sync += [
+                active.eq(jobs.o.valid),
+                request.payload.eq(jobs.o.payload.word),
+                more.eq(jobs.o.payload.more),
+                none_left.eq(~jobs.o.payload.more.any()),
+            ]
         with m.Elif(taken):
             m.d.sync += [request.payload.eq(request.payload + 1), more.eq(more - 1), none_left.eq(more == 1)]
         m.d.sync += credits.eq(credits - taken + pull)
@@ -77,24 +104,33 @@ class StoreEngine(wiring.Component):
     * `m_axi`: write channels, identifier 0, in-order responses. AW leaves a cycle before its first W at the
       earliest; neither waits for the other's ready.
     * `read`: SRAM port; every W-byte word of a run is read once.
-    * `dram_base`, `dram_size`: allowed window. `stop`: issue no more bursts; bursts whose address is out are finished
-      without strobes; `idle`: all are answered, the engine may be reset.
+    * `dram_base`, `dram_size`: allowed window. `stop`: issue no more bursts; bursts whose address is out
+      are finished without strobes; `idle`: all are answered, the engine may be reset.
 
     Timing: SRAM data to W 4 cycles. Beats leave at one per cycle through runs and instructions.
 
-    `sig_a` leaves when the SRAM has been read, `sig_b` and `sig_c` when all responses have arrived; each kind in instruction
-    order. Errors are precise, as in the LOAD engine; AXI_SLVERR and AXI_DECERR report the first byte of their burst.
+    `sig_a` leaves when the SRAM has been read, `sig_b` and `sig_c` when all responses have arrived; each
+    kind in instruction order. Errors are precise, as in the LOAD engine; AXI_SLVERR and AXI_DECERR report
+    the first byte of their burst.
     """
 
     def __init__(self, config: TileConfig):
         self.config = config
-        super().__init__({
-            **unit_members(config, BY_OP[Op.STORE]),
-            "m_axi": Out(AxiWrite(config)),
-            "read": Out(SramRead(config)),
-            "dram_base": In(32), "dram_size": In(32), "stop": In(1), "idle": Out(1),
-            "count_write_beat": Out(1), "count_wait_aw": Out(1), "count_wait_w": Out(1), "count_wait_sram": Out(1),
-        })
+        super().__init__(
+            {
+                **unit_members(config, BY_OP[Op.STORE]),
+                "m_axi": Out(AxiWrite(config)),
+                "read": Out(SramRead(config)),
+                "dram_base": In(32),
+                "dram_size": In(32),
+                "stop": In(1),
+                "idle": Out(1),
+                "count_write_beat": Out(1),
+                "count_wait_aw": Out(1),
+                "count_wait_w": Out(1),
+                "count_wait_sram": Out(1),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -122,22 +158,30 @@ class StoreEngine(wiring.Component):
         wiring.connect(m, wiring.flipped(self.signal), signals.o)
         ticket, burst = bursts.ticket, bursts.burst
         m.d.comb += [
-            bursts.dram_base.eq(self.dram_base), bursts.dram_size.eq(self.dram_size), bursts.halt.eq(halted),
+            bursts.dram_base.eq(self.dram_base),
+            bursts.dram_size.eq(self.dram_size),
+            bursts.halt.eq(halted),
             bursts.room.eq(fifo.i.ready & answers.i.ready & reader.ready),
-            fifo.i.valid.eq(bursts.push), fifo.i.payload.eq(burst), answers.i.valid.eq(bursts.push),
+            fifo.i.valid.eq(bursts.push),
+            fifo.i.payload.eq(burst),
+            answers.i.valid.eq(bursts.push),
             *(raw(answers.i.payload[f]).eq(raw(burst[f])) for f in ("far", "pc", "end", "null", "fault")),
             reader.push.eq(bursts.push & burst.first & ~burst.null & (burst.fault == Fault.NONE)),
-            reader.near.eq(burst.near), reader.length.eq(bursts.length),
+            reader.near.eq(burst.near),
+            reader.length.eq(bursts.length),
             read_signals.ticket.valid.eq(ticket.valid & done_signals.ticket.ready),
             done_signals.ticket.valid.eq(ticket.valid & read_signals.ticket.ready),
             ticket.ready.eq(read_signals.ticket.ready & done_signals.ticket.ready),
             raw(read_signals.ticket.payload).eq(ticket.payload.sig_a),
             raw(done_signals.ticket.payload).eq(Cat(ticket.payload.sig_b, ticket.payload.sig_c)),
-            axi.awvalid.eq(aw.o.valid), aw.o.ready.eq(axi.awready),
-            axi.awaddr.eq(aw.o.payload.addr), axi.awlen.eq(aw.o.payload.len),
+            axi.awvalid.eq(aw.o.valid),
+            aw.o.ready.eq(axi.awready),
+            axi.awaddr.eq(aw.o.payload.addr),
+            axi.awlen.eq(aw.o.payload.len),
         ]
 
-        # Plan of the next beat: its strobes, the slot of its first lane and which bytes come from the slot after that.
+        # Plan of the next beat: its strobes, the slot of its first lane and which bytes come from the slot
+        # after that.
         beat = beats.o.payload
         slot, next_slot = Signal(len(beat.near) - lanes), Signal(len(beat.near) - lanes)
         early = beat.first & beat.borrow  # all bytes are in the first slot, lanes before them in none
@@ -153,14 +197,17 @@ class StoreEngine(wiring.Component):
         crosses = past[lanes] & ~early & (slot[:sub_bits] == slots - 1)
         ones = (1 << config.axi_bytes) - 1
         head = Mux(beat.first, beat.near[:lanes] - beat.rot, 0)[:lanes]
-        # The address goes out when its first beat is planned: no burst is in flight before its data is due. After a halt,
+        # The address goes out when its first beat is planned: no burst is in flight before its data is due.
+        # After a halt,
         # bursts whose address is not out are dropped, the others finished.
         starts, sending, advance = Signal(), Signal(), Signal()
         m.d.comb += [
             starts.eq(beats.o.valid & beat.begin & ~beat.null & (beat.fault == Fault.NONE) & ~halted),
-            advance.eq((~planned | take) & (~starts | aw.i.ready)), beats.o.ready.eq(advance),
+            advance.eq((~planned | take) & (~starts | aw.i.ready)),
+            beats.o.ready.eq(advance),
             aw.i.valid.eq(starts & (~planned | take)),
-            aw.i.payload.addr.eq(beat.far), aw.i.payload.len.eq(beat.beats),
+            aw.i.payload.addr.eq(beat.far),
+            aw.i.payload.len.eq(beat.beats),
         ]
         with m.If(take):
             m.d.sync += planned.eq(0)
@@ -169,24 +216,34 @@ class StoreEngine(wiring.Component):
             with m.If(beats.o.valid):
                 m.d.sync += [
                     sending.eq((starts | sending) & ~beat.final),
-                    bare.eq(beat.null | (beat.fault != Fault.NONE)), end.eq(beat.end), final.eq(beat.final), back.eq(-beat.rot),
+                    bare.eq(beat.null | (beat.fault != Fault.NONE)),
+                    end.eq(beat.end),
+                    final.eq(beat.final),
+                    back.eq(-beat.rot),
                     upper.eq(Mux(early, 0, ~(ones << beat.rot))),
                     strobe.eq((ones << head) & (Mux(beat.last, (2 << beat.tail) - 1, ones))),
-                    sub.eq(slot[:sub_bits]), straddles.eq(crosses), leaves_both.eq(crosses & beat.last), next_slot.eq(slot + ~early),
+                    sub.eq(slot[:sub_bits]),
+                    straddles.eq(crosses),
+                    leaves_both.eq(crosses & beat.last),
+                    next_slot.eq(slot + ~early),
                     leaves.eq(beat.last | (~early & (slot[:sub_bits] == slots - 1))),
                 ]
 
-        # `word` has the beat's first slot, `after` is the next word; both leave at once at the end of a run that straddles.
+        # `word` has the beat's first slot, `after` is the next word; both leave at once at the end of a run
+        # that straddles.
         word, loaded, after, after_loaded = Signal(8 * width), Signal(), Signal(8 * width), Signal()
         words = reader.o
-        m.submodules.w = w = SkidBuffer(data.StructLayout({"data": config.axi_data_bits, "strb": config.axi_bytes, "last": 1}))
+        m.submodules.w = w = SkidBuffer(
+            data.StructLayout({"data": config.axi_data_bits, "strb": config.axi_bytes, "last": 1})
+        )
         have = loaded & (after_loaded | ~straddles)
         go = have & w.i.ready & planned & ~bare
         drop, shift, skip = Signal(), Signal(), Signal()  # shift: `word` is loaded; skip: past `after`
         m.d.comb += [
             w.i.valid.eq(planned & ~bare & (halted | have)),
             take.eq(planned & (bare | ((halted | have) & w.i.ready))),
-            drop.eq(go & leaves), shift.eq(~loaded | drop),
+            drop.eq(go & leaves),
+            shift.eq(~loaded | drop),
             skip.eq(shift & (~after_loaded | (drop & leaves_both))),
             words.ready.eq(shift | ~after_loaded),
         ]
@@ -201,13 +258,21 @@ class StoreEngine(wiring.Component):
         both = Cat(word[slot_size:], after[:slot_size])
         that = both.word_select(sub, slot_size) if slots > 1 else both
         mixed = Signal(slot_size)
-        m.d.comb += mixed.eq(Cat(Mux(upper[t], that[8 * t:8 * t + 8], this[8 * t:8 * t + 8])
-                                 for t in range(config.axi_bytes)))
+        m.d.comb += mixed.eq(
+            Cat(
+                Mux(upper[t], that[8 * t : 8 * t + 8], this[8 * t : 8 * t + 8])
+                for t in range(config.axi_bytes)
+            )
+        )
         m.d.comb += [
             w.i.payload.data.eq(rotate_bytes(m, mixed, back, "rotated")),
-            w.i.payload.strb.eq(strobe & ~halted.replicate(config.axi_bytes)), w.i.payload.last.eq(final),
-            axi.wvalid.eq(w.o.valid), w.o.ready.eq(axi.wready),
-            axi.wdata.eq(w.o.payload.data), axi.wstrb.eq(w.o.payload.strb), axi.wlast.eq(w.o.payload.last),
+            w.i.payload.strb.eq(strobe & ~halted.replicate(config.axi_bytes)),
+            w.i.payload.last.eq(final),
+            axi.wvalid.eq(w.o.valid),
+            w.o.ready.eq(axi.wready),
+            axi.wdata.eq(w.o.payload.data),
+            axi.wstrb.eq(w.o.payload.strb),
+            axi.wlast.eq(w.o.payload.last),
             read_signals.complete.eq(take & end),
         ]
 
@@ -219,23 +284,42 @@ class StoreEngine(wiring.Component):
         refused = answers.o.valid & (reply.fault != Fault.NONE)
         m.d.comb += [
             axi.bready.eq(answers.o.valid & ~unsent),
-            got.eq(axi.bvalid & axi.bready & (axi.bid == 0)), aw.retire.eq(got),
+            got.eq(axi.bvalid & axi.bready & (axi.bid == 0)),
+            aw.retire.eq(got),
             answers.o.ready.eq(unsent | got),
-            done_signals.complete.eq(answers.o.valid & answers.o.ready & reply.end & ~halted & ~failed & ~refused),
+            done_signals.complete.eq(
+                answers.o.valid & answers.o.ready & reply.end & ~halted & ~failed & ~refused
+            ),
         ]
         with m.If(self.stop):
             m.d.sync += halted.eq(1)
         with m.If((failed | refused) & ~halted):
             m.d.sync += [
-                halted.eq(1), self.error.valid.eq(1), self.error.pc.eq(reply.pc), self.error.value.eq(reply.far),
-                self.error.code.eq(Mux(failed, Mux(axi.bresp == Resp.DECERR, Error.AXI_DECERR, Error.AXI_SLVERR),
-                                       Mux(reply.fault == Fault.DRAM, Error.DRAM_RANGE, Error.SRAM_RANGE))),
+                halted.eq(1),
+                self.error.valid.eq(1),
+                self.error.pc.eq(reply.pc),
+                self.error.value.eq(reply.far),
+                self.error.code.eq(
+                    Mux(
+                        failed,
+                        Mux(axi.bresp == Resp.DECERR, Error.AXI_DECERR, Error.AXI_SLVERR),
+                        Mux(reply.fault == Fault.DRAM, Error.DRAM_RANGE, Error.SRAM_RANGE),
+                    )
+                ),
             ]
         m.d.comb += [
             self.idle.eq(halted & ~aw.inflight & ~aw.o.valid & ~w.o.valid),
-            self.busy.eq(bursts.busy | aw.inflight | answers.level.any() | read_signals.busy | done_signals.busy
-                         | signals.o.valid),
-            self.count_write_beat.eq(axi.wvalid & axi.wready), self.count_wait_aw.eq(starts & ~aw.i.ready),
-            self.count_wait_w.eq(axi.wvalid & ~axi.wready), self.count_wait_sram.eq(planned & ~bare & ~have),
+            self.busy.eq(
+                bursts.busy
+                | aw.inflight
+                | answers.level.any()
+                | read_signals.busy
+                | done_signals.busy
+                | signals.o.valid
+            ),
+            self.count_write_beat.eq(axi.wvalid & axi.wready),
+            self.count_wait_aw.eq(starts & ~aw.i.ready),
+            self.count_wait_w.eq(axi.wvalid & ~axi.wready),
+            self.count_wait_sram.eq(planned & ~bare & ~have),
         ]
         return m

@@ -63,7 +63,8 @@ class Transposer(wiring.Component):
     Lane b and time t are exchanged bit by bit: for each bit s, from 16 down to 1, lanes with the bit set are
     delayed by s, lanes b and b + s are swapped in ticks whose phase has the bit set, then lanes with the bit
     clear are delayed by s. Every delay before a stage is a multiple of twice its s, so that
-    all stages see the same phase; one register in the middle makes the total 32. A delay line is one wide memory for all lanes of a stage: 992 bytes in all.
+    all stages see the same phase; one register in the middle makes the total 32.
+    A delay line is one wide memory for all lanes of a stage: 992 bytes in all.
     """
 
     CUT = 8

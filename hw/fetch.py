@@ -1,4 +1,4 @@
-"""Element fetcher: a stream of byte addresses in, the SRAM words that hold them out, each word read once per visit."""
+"""Element fetcher: byte addresses in, the SRAM words that hold them out, each word read once per visit."""
 
 from amaranth import Module, Signal
 from amaranth.lib import data, stream, wiring
@@ -17,7 +17,8 @@ request_layout = data.StructLayout({"addr": 32, "last": 1})
 
 def element_layout(config: TileConfig) -> data.StructLayout:
     """The W-byte word `data` with the requested byte at `offset`, and the request's `last`."""
-    return data.StructLayout({"data": 8 * config.word_bytes, "offset": exact_log2(config.word_bytes), "last": 1})
+    return data.StructLayout({
+        "data": 8 * config.word_bytes, "offset": exact_log2(config.word_bytes), "last": 1})
 
 
 class Fetcher(wiring.Component):
@@ -25,15 +26,17 @@ class Fetcher(wiring.Component):
 
     Members: `i` (request_layout), `o` (element_layout(config)), `read` (SramRead), `error`, `error_addr`.
 
-    * Consecutive requests to the same W-byte word share one SRAM read. A request after one with `last` reads anew, because the
-      memory may have changed in between.
+    * Consecutive requests to the same W-byte word share one SRAM read. A request after one with `last` reads
+      anew, because the memory may have changed in between.
     * An element must not cross a word boundary; the fetcher knows nothing of element sizes.
-    * At most `fifo_depth` (power of two) words are requested and not yet delivered, so that every response has room; as many elements
-      may be under way. 16 covers `sram.READ_LATENCY` with several cycles of bank conflicts to spare.
-    * Latency from `i` to `o`: sram.READ_LATENCY + 4 cycles without conflicts. `o` and `read.req` payloads are registers.
-      `i.ready` depends on `read.req.ready` through two gates; `i.payload` should come from a register.
-    * An address outside of the SRAM is not requested: `error` rises and stays, `error_addr` holds the address, requests before it are
-      still delivered, none after it is accepted until reset.
+    * At most `fifo_depth` (power of two) words are requested and not yet delivered, so that every response
+      has room; as many elements may be under way. 16 covers `sram.READ_LATENCY` with several cycles of bank
+      conflicts to spare.
+    * Latency from `i` to `o`: sram.READ_LATENCY + 4 cycles without conflicts. `o` and `read.req` payloads are
+      registers. `i.ready` depends on `read.req.ready` through two gates; `i.payload` should come from a
+      register.
+    * An address outside of the SRAM is not requested: `error` rises and stays, `error_addr` holds the
+      address, requests before it are still delivered, none after it is accepted until reset.
     """
 
     def __init__(self, config: TileConfig, fifo_depth: int = 16):
@@ -74,8 +77,9 @@ class Fetcher(wiring.Component):
             m.d.sync += valid.eq(i.valid & in_range)
             with m.If(i.valid):
                 m.d.sync += [
-                    word.eq(next_word), tag.offset.eq(i.payload.addr[:offset_bits]), tag.last.eq(i.payload.last),
-                    tag.new.eq(fresh | (next_word != word)), fresh.eq(i.payload.last),
+                    word.eq(next_word), tag.offset.eq(i.payload.addr[:offset_bits]),
+                    tag.last.eq(i.payload.last), tag.new.eq(fresh | (next_word != word)),
+                    fresh.eq(i.payload.last),
                 ]
                 with m.If(~in_range):
                     m.d.sync += [self.error.eq(1), self.error_addr.eq(i.payload.addr)]
@@ -96,7 +100,8 @@ class Fetcher(wiring.Component):
         with m.If(~o.valid | o.ready):
             m.d.sync += o.valid.eq(tags.o.valid & ready)
             with m.If(tags.o.valid & ready):
-                m.d.sync += [o.payload.offset.eq(tags.o.payload.offset), o.payload.last.eq(tags.o.payload.last)]
+                m.d.sync += [
+                    o.payload.offset.eq(tags.o.payload.offset), o.payload.last.eq(tags.o.payload.last)]
         with m.If(taken):
             m.d.sync += o.payload.data.eq(words.o.payload)
         return m

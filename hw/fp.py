@@ -1,7 +1,8 @@
-"""float32 arithmetic: free-running pipelines that equal IEEE-754 round-to-nearest-even with subnormals flushed (docs/numerics.md).
+"""float32 arithmetic: free-running pipelines that equal IEEE-754 round-to-nearest-even with subnormals
+flushed (docs/numerics.md).
 
-No handshake and no enable: `o` in cycle t + latency belongs to the inputs of cycle t. Registers hold no state beyond that, so
-they have no reset.
+No handshake and no enable: `o` in cycle t + latency belongs to the inputs of cycle t. Registers hold no state
+beyond that, so they have no reset.
 """
 
 from types import SimpleNamespace
@@ -38,10 +39,11 @@ def _stages(stages: int, total: int) -> int:
 
 
 class Cuts:
-    """The register boundaries of a pipeline of `total` stages, of which `stages`, evenly spread, are registers.
+    """The register boundaries of a pipeline of `total` stages, of which `stages`, evenly spread, are
+    registers.
 
-    Calling it with named values ends a stage and returns the same names for the next one. The last boundary is
-    always a register. The registers move only while `enable` is high, if it is given.
+    Calling it with named values ends a stage and returns the same names for the next one. The last boundary
+    is always a register. The registers move only while `enable` is high, if it is given.
     """
 
     def __init__(self, m: Module, total: int, stages: int, *, enable: Value | None = None, prefix: str = "s"):
@@ -65,7 +67,7 @@ class Cuts:
         return SimpleNamespace(**out)
 
 
-# ---- combinational helpers on float32 bit patterns (32-bit unsigned values) -----------------------------------------------------
+# ---- combinational helpers on float32 bit patterns (32-bit unsigned values) --------------------------------
 
 
 def ftz(x: Value) -> Value:
@@ -108,7 +110,8 @@ def f32_to_bf16(x: Value) -> Value:
 
 
 def _pack(sign, body, *, zero, inf, nan) -> Value:
-    """32 bits from sign and 31 bits of exponent and fraction, or a special value; nan beats inf beats zero."""
+    """32 bits from sign and 31 bits of exponent and fraction, or a special value; nan beats inf beats
+    zero."""
     return Mux(
         nan,
         Const(NAN, 32),
@@ -117,7 +120,8 @@ def _pack(sign, body, *, zero, inf, nan) -> Value:
 
 
 def leading_nibble(x: Value, groups: int) -> Value:
-    """Number of all-zero nibbles above the leading one of x (4 * groups bits); groups - 1 if x is zero or only the last is set."""
+    """Number of all-zero nibbles above the leading one of x (4 * groups bits); groups - 1 if x is zero or
+    only the last is set."""
     count = Const(groups - 1, range(groups))
     for j in range(1, groups):
         count = Mux(x[4 * j : 4 * j + 4].any(), Const(groups - 1 - j, range(groups)), count)
@@ -129,7 +133,7 @@ def _leading_bit(nibble: Value) -> Value:
     return Cat(~nibble[3] & (nibble[2] | ~nibble[1]), ~nibble[3] & ~nibble[2])
 
 
-# ---- pipelines ------------------------------------------------------------------------------------------------------------------
+# ---- pipelines ---------------------------------------------------------------------------------------------
 
 
 class FpAdd(wiring.Component):
@@ -149,7 +153,8 @@ class FpAdd(wiring.Component):
         cut = Cuts(m, 6, self.latency)
         a, b = self.a, self.b
 
-        # 1: order by magnitude (raw bits do: what subnormals order wrongly is flushed anyway), exponent distance.
+        # 1: order by magnitude (raw bits do: what subnormals order wrongly is flushed anyway), exponent
+        # distance.
         swap = a[:31] < b[:31]
         fa, fb = ftz(a), ftz(b)
         s = cut(
@@ -159,8 +164,8 @@ class FpAdd(wiring.Component):
             shift=Mux(swap, b[23:31] - a[23:31], a[23:31] - b[23:31])[:8],
         )
 
-        # 2: align the smaller significand to 24 bits + guard + round + sticky; from 27 on, sticky cannot change the result.
-        # big is NaN whenever either operand is.
+        # 2: align the smaller significand to 24 bits + guard + round + sticky; from 27 on, sticky cannot
+        # change the result. big is NaN whenever either operand is.
         small = Cat(Const(0, 2), s.small[:23], s.small_one)
         far = s.shift[5:].any()
         aligned = Mux(far, 0, small >> s.shift[:5])
@@ -176,7 +181,8 @@ class FpAdd(wiring.Component):
             nan=special & (s.big[:23].any() | (s.small[23:31].all() & sub)),
         )
 
-        # 3: add or subtract; the extra bit 0 carries in the +1 of the two's complement. No borrow, as big >= small.
+        # 3: add or subtract; the extra bit 0 carries in the +1 of the two's complement. No borrow, as big >=
+        # small.
         total = Cat(Const(1, 1), Const(0, 3), s.big) + Cat(s.sub, s.small ^ s.sub.replicate(27))
         s = cut(
             sign=s.sign, exp=s.exp, sub=s.sub, inf=s.inf, nan=s.nan, sum=Cat(total[1:28], total[28] & ~s.sub)
@@ -218,7 +224,8 @@ class FpAdd(wiring.Component):
 class FpMul(wiring.Component):
     """o = a * b. Equals `golden.arith.fmul` bit for bit.
 
-    Latency `stages` (1 .. 4). The 24 x 24 product is four products of at most 18 x 18, with registers on both sides.
+    Latency `stages` (1 .. 4). The 24 x 24 product is four products of at most 18 x 18, with registers on both
+    sides.
     """
 
     STAGES = 4
@@ -272,8 +279,9 @@ class FpMul(wiring.Component):
             nan=s.nan,
         )
 
-        # 4: normalise by at most one bit and round. With gradual underflow, everything from 2^-126 - 2^-150 on rounds up to 2^-126:
-        # just below the smallest exponent, the increment is unconditional and its carry tells.
+        # 4: normalise by at most one bit and round. With gradual underflow, everything from 2^-126 - 2^-150
+        # on rounds up to 2^-126: just below the smallest exponent, the increment is unconditional and its
+        # carry tells.
         high = s.p[29]
         exp = Mux(high, s.exp1, s.exp)
         frac = Mux(high, s.p[6:29], s.p[5:28])
@@ -297,7 +305,8 @@ class FpMul(wiring.Component):
 class IntScaleToFloat(wiring.Component):
     """o = i * 2^e as float32 (exact; flush below 2^-126, infinity above, zero is +0; NaN if `nan`).
 
-    Equals `golden.arith.dot_to_f32` bit for bit. `width` (<= 24) is that of the signed `i`. Latency `stages` (1 .. 3).
+    Equals `golden.arith.dot_to_f32` bit for bit. `width` (<= 24) is that of the signed `i`. Latency `stages`
+    (1 .. 3).
     """
 
     def __init__(self, width: int, stages: int = 3):
@@ -311,7 +320,8 @@ class IntScaleToFloat(wiring.Component):
         cut = Cuts(m, 3, self.latency)
         groups = -(-self.width // 4)
 
-        # 1: sign and magnitude (at most 2^(width - 1)); the biased exponent that a leading one in the top bit would have.
+        # 1: sign and magnitude (at most 2^(width - 1)); the biased exponent that a leading one in the top bit
+        # would have.
         sign = self.i[-1]
         s = cut(
             mag=((self.i ^ sign.replicate(self.width)).as_unsigned() + sign)[: self.width],

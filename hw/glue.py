@@ -1,4 +1,7 @@
-"""Stream glue: skid buffer, FIFO, round-robin arbiter, stream merger. Payloads hold until taken, `valid` never depends on `ready`."""
+"""Stream glue: skid buffer, FIFO, round-robin arbiter, stream merger.
+
+Payloads hold until taken, `valid` never depends on `ready`.
+"""
 
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.hdl import ShapeLike
@@ -17,7 +20,7 @@ def raw(view):
 
 
 def onehot_mux(select, values):
-    """AND-OR multiplexer: values[k] for the one bit k of `select` that is set, 0 when none is. `values` have one width."""
+    """AND-OR multiplexer: values[k] for the one bit k set in `select`, else 0. All values have one width."""
     values = [raw(value) for value in values]
     result = values[0] & select[0].replicate(len(values[0]))
     for k, value in enumerate(values[1:], 1):
@@ -52,9 +55,9 @@ class SkidBuffer(wiring.Component):
 class Fifo(wiring.Component):
     """Show-ahead FIFO in a small RAM (LUT RAM on FPGAs), whose read register is the output.
 
-    Latency 2, one item per cycle; `i.ready` and `o.valid` are registers. Holds at least `depth` items (`depth` in the RAM, one
-    at the output): a credit scheme with `depth` credits never sees `i.ready` low. `level` counts every item held, 0 to depth + 1.
-    `depth` is a power of two, at least 2. Reset empties it.
+    Latency 2, one item per cycle; `i.ready` and `o.valid` are registers. Holds at least `depth` items
+    (`depth` in the RAM, one at the output): a credit scheme with `depth` credits never sees `i.ready` low.
+    `level` counts every item held, 0 to depth + 1. `depth` is a power of two, at least 2. Reset empties it.
     """
 
     def __init__(self, shape: ShapeLike, depth: int):
@@ -92,10 +95,11 @@ class Fifo(wiring.Component):
 
 
 class RoundRobin(wiring.Component):
-    """Round-robin arbiter of `count` requestors: `grant` is one-hot (0 without requests), combinational from `requests`.
+    """Round-robin arbiter of `count` requestors: `grant` is one-hot (0 without requests), combinational from
+    `requests`.
 
-    While `advance` is high and something is granted, the turn moves past the granted requestor; while it is low, the turn stays.
-    A requestor that keeps asking is granted after at most count - 1 grants to others.
+    While `advance` is high and something is granted, the turn moves past the granted requestor; while it is
+    low, the turn stays. A requestor that keeps asking is granted after at most count - 1 grants to others.
     """
 
     def __init__(self, count: int):
@@ -110,7 +114,8 @@ class RoundRobin(wiring.Component):
         if n == 1:
             m.d.comb += self.grant.eq(self.requests)
             return m
-        # x & ~(x - turn) isolates the first set bit of x at or above the one-hot `turn`: one carry chain, unrolled twice round.
+        # x & ~(x - turn) isolates the first set bit of x at or above the one-hot `turn`: one carry chain.
+        # The requests are unrolled twice, so that the search wraps.
         turn = Signal(n, init=1)
         twice, first = Signal(2 * n), Signal(2 * n)
         m.d.comb += [
@@ -126,7 +131,8 @@ class RoundRobin(wiring.Component):
 class StreamArbiter(wiring.Component):
     """Merges `count` streams into one, round robin, with a registered output.
 
-    Members: `i` (array of streams), `o`. Latency 1, one item per cycle in total. Order within each input is kept.
+    Members: `i` (array of streams), `o`. Latency 1, one item per cycle in total. Order within each input is
+    kept.
     """
 
     def __init__(self, shape: ShapeLike, count: int):

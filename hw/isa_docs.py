@@ -1,4 +1,5 @@
-"""Writes docs/isa.md, docs/registers.md and build/serrano_registers.h from the tables; `make docs` runs it."""
+"""Writes docs/isa.md, docs/registers.md and build/serrano_registers.h from the tables; `make docs` runs
+it."""
 from pathlib import Path
 
 from . import csr_map
@@ -22,18 +23,21 @@ def isa_page() -> str:
     lines = [
         "# Instruction set", "",
         "Generated from `hw/isa.py` (`make docs`). Exact semantics: [architecture](architecture.md).", "",
-        f"Words are 32 bits, little endian. Words 0..{len(THREADS) - 1} of a program are the entry points (word index) of the threads "
+        f"Words are 32 bits, little endian. Words 0..{len(THREADS) - 1} of a program are the entry points "
+        "(word index) of the threads "
         f"{', '.join(t.upper() for t in THREADS)}; 0: the thread does not run.",
-        f"Each thread has {REGISTERS} registers (r0 reads 0, all are 0 at the start), loops nest {LOOP_DEPTH} deep, "
-        f"and there are {ARGS} arguments from the host.", "",
-        "Word 0: opcode in [5:0]; undefined bits are 0. Unit instructions: word 1 is the mask of the operands present, then one word",
-        "for each, in ascending index. A *reg* operand is a signed 28-bit immediate in [27:0] plus the register named in [31:28];",
-        "a *raw* operand is the 32-bit value itself. Absent operands have their default.", "",
+        f"Each thread has {REGISTERS} registers (r0 reads 0, all are 0 at the start), "
+        f"loops nest {LOOP_DEPTH} deep, and there are {ARGS} arguments from the host.", "",
+        "Word 0: opcode in [5:0]; undefined bits are 0. Unit instructions: word 1 is the mask of the",
+        "operands present, then one word for each, in ascending index. A *reg* operand is a signed 28-bit",
+        "immediate in [27:0] plus the register named in [31:28]; a *raw* operand is the 32-bit value",
+        "itself. Absent operands have their default.", "",
         "| opcode | instruction | thread | words | |", "| --- | --- | --- | --- | --- |"]
     for i in TABLE:
         thread = THREADS[i.unit].upper() if i.unit is not None else "any"
         words = "2 + operands" if i.unit is not None else str(i.words)
-        lines.append(f"| {int(i.op):#04x} | [{i.name}](#{i.name.lower()}) | {thread} | {words} | {_cell(i.doc)} |")
+        link = f"[{i.name}](#{i.name.lower()})"
+        lines.append(f"| {int(i.op):#04x} | {link} | {thread} | {words} | {_cell(i.doc)} |")
     for i in TABLE:
         lines += ["", f"## {i.name}", "", i.doc]
         if i.fields:
@@ -54,7 +58,8 @@ def isa_page() -> str:
     return "\n".join([*lines, ""])
 
 
-PAGES = {"docs/isa.md": isa_page, "docs/registers.md": csr_map.markdown, "build/serrano_registers.h": csr_map.c_header}
+PAGES = {"docs/isa.md": isa_page, "docs/registers.md": csr_map.markdown,
+         "build/serrano_registers.h": csr_map.c_header}
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
 """Every memory of the design, and the one seam for vendor or ASIC macros.
 
-All reads are synchronous (data one cycle after the address, held while the port is idle) and none is transparent: a read that
-meets a write to the same row in the same cycle returns an undefined mixture on real macros, so users never do that.
+All reads are synchronous (data one cycle after the address, held while the port is idle) and none is
+transparent: a read that meets a write to the same row in the same cycle returns an undefined mixture on real
+macros, so users never do that.
 
-Seam: a platform with a method `get_ram(ram)` gets the component (`SinglePortRam`, `DualPortRam` or `Rom`) and returns whatever
-should be elaborated in its place; it connects to the members of the component that it was given.
+Seam: a platform with a method `get_ram(ram)` gets the component (`SinglePortRam`, `DualPortRam` or `Rom`) and
+returns whatever should be elaborated in its place; it connects to the members of the component that it was
+given.
 """
 
 from amaranth import Module, unsigned
@@ -39,8 +41,9 @@ class _Storage(wiring.Component):
 class SinglePortRam(_Storage):
     """Single-port SRAM: one read or one write per cycle.
 
-    Members: `en` starts an access at `addr`; `we` selects a write of the lanes of `wdata` (each `granularity` bits) whose bit of
-    `wstrb` is set, else the row appears on `rdata` one cycle later and stays until the next read.
+    Members: `en` starts an access at `addr`; `we` selects a write of the lanes of `wdata` (each `granularity`
+    bits) whose bit of `wstrb` is set, else the row appears on `rdata` one cycle later and stays until the
+    next read.
     """
 
     def __init__(self, *, width: int, depth: int, granularity: int = 8, init=()):
@@ -73,8 +76,9 @@ class SinglePortRam(_Storage):
 
 
 class DualPortRam(_Storage):
-    """Simple dual-port SRAM: one write port (`waddr`, `wdata`, `wstrb` = one enable per `granularity` bits) and one read port
-    (`raddr`, `ren`; `rdata` one cycle later, held while `ren` is low). The two addresses must differ when both are active."""
+    """Simple dual-port SRAM: one write port (`waddr`, `wdata`, `wstrb` = one enable per `granularity` bits)
+    and one read port (`raddr`, `ren`; `rdata` one cycle later, held while `ren` is low). The two addresses
+    must differ when both are active."""
 
     def __init__(self, *, width: int, depth: int, granularity: int = 0, init=()):
         super().__init__(

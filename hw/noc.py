@@ -39,8 +39,10 @@ request_layout = data.StructLayout({"tile": 16, "src": 32, "dst": 32, "len": 32,
 class Receiver(wiring.Component):
     """Executes the packets that arrive: writes to SRAM, signals, and READ requests handed to the sender.
 
-    A data flit per cycle, one cycle more per packet and about three for a signal. Signals and reads come when all data before them
-    is visible. A packet that breaks the rules is dropped from there to its last flit, and `bad` pulses with its address (SIGNAL:
+    A data flit per cycle, one cycle more per packet and about three for a signal. Signals and reads come when
+    all data before them
+    is visible. A packet that breaks the rules is dropped from there to its last flit, and `bad` pulses with
+    its address (SIGNAL:
     semaphore) in `bad_value`.
     """
 
@@ -56,6 +58,7 @@ class Receiver(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, size = self.config, exact_log2(FLIT_BYTES)
+        lanes = config.word_bytes // FLIT_BYTES
         word = exact_log2(config.word_bytes)
         m.submodules.buffer = buffer = SkidBuffer(flit_layout)
         wiring.connect(m, buffer.i, wiring.flipped(self.i))
@@ -70,7 +73,8 @@ class Receiver(wiring.Component):
         sems = head.sem >= config.semaphores
         m.d.comb += [
             end.eq(head.addr + head.length),
-            wrong.eq((head.dst != self.tile_id) | (head.kind.as_value() > Kind.READ.value) | sems | (last == is_write)
+            wrong.eq((head.dst != self.tile_id) | (head.kind.as_value() > Kind.READ.value) | sems
+                     | (last == is_write)
                      | ((head.kind != Kind.SIGNAL)
                         & (head.addr[:size].any() | head.length[:size].any() | (end > config.sram_bytes)))
                      | (is_write & ~head.length.any())),
@@ -113,11 +117,11 @@ class Receiver(wiring.Component):
                         m.next = "STRAY"
                     with m.Else():
                         m.d.sync += [port.valid.eq(1), port.payload.addr.eq(addr[word:]),
-                                     port.payload.data.eq(flit.data.replicate(config.word_bytes // FLIT_BYTES)),
+                                     port.payload.data.eq(flit.data.replicate(lanes)),
                                      addr.eq(addr + FLIT_BYTES), left.eq(left - 1)]
-                        lanes = config.word_bytes // FLIT_BYTES
                         lane = addr[size:word] if lanes > 1 else Const(0, 1)
-                        m.d.sync += port.payload.strb.eq(Cat((lane == k).replicate(FLIT_BYTES) for k in range(lanes)))
+                        m.d.sync += port.payload.strb.eq(Cat((lane == k).replicate(FLIT_BYTES)
+                                                             for k in range(lanes)))
                         with m.If(flit.last):
                             m.next = "HEAD"
                             with m.If((head.sem != 0) & (head.count != 0)):
@@ -145,8 +149,10 @@ class Receiver(wiring.Component):
 class Sender(wiring.Component):
     """Cuts a request {tile, src, dst, len, sem} into WRITE packets; the last one carries the signal.
 
-    Members: `i` (addresses multiples of 32, in range; len multiple of 32), taken when it starts; `done` pulses when its last flit is
-    in the output buffer; `cut`: end the current request after the packet under way. `o`: flits, one per cycle.
+    Members: `i` (addresses multiples of 32, in range; len multiple of 32), taken when it starts; `done`
+    pulses when its last flit is
+    in the output buffer; `cut`: end the current request after the packet under way. `o`: flits, one per
+    cycle.
     """
 
     def __init__(self, config: TileConfig):
@@ -181,7 +187,8 @@ class Sender(wiring.Component):
             m.d.sync += [fetch.eq(fetch + 1), fetch_left.eq(fetch_left - 1)]
         lane = Signal(max(word - size, 1))
         m.d.comb += [fifo.i.valid.eq(self.read.valid),
-                     fifo.i.payload.eq(self.read.data.word_select(lane, 8 * FLIT_BYTES) if lanes > 1 else self.read.data)]
+                     fifo.i.payload.eq(self.read.data.word_select(lane, 8 * FLIT_BYTES) if lanes > 1
+                                       else self.read.data)]
         with m.If(self.read.valid & (lanes > 1)):
             m.d.sync += lane.eq(lane + 1)
 
@@ -191,15 +198,18 @@ class Sender(wiring.Component):
         flit = output.i.payload
         m.d.comb += [
             packet.eq(Mux(left > MAX_FLITS, MAX_FLITS, left)), final.eq(left <= MAX_FLITS),
-            head.dst.eq(now.tile), head.src.eq(self.tile_id), head.addr.eq(now.dst), head.length.eq(packet << size),
-            head.kind.eq(Mux(left == 0, Kind.SIGNAL, Kind.WRITE)), head.sem.eq(Mux(final, now.sem, 0)), head.count.eq(final),
+            head.dst.eq(now.tile), head.src.eq(self.tile_id), head.addr.eq(now.dst),
+            head.length.eq(packet << size),
+            head.kind.eq(Mux(left == 0, Kind.SIGNAL, Kind.WRITE)), head.sem.eq(Mux(final, now.sem, 0)),
+            head.count.eq(final),
         ]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.i.ready.eq(1)
                 m.d.sync += [now.eq(self.i.payload), left.eq(self.i.payload.len[size:])]
                 with m.If(self.i.valid):
-                    m.d.sync += [fetch.eq(self.i.payload.src[size:]), fetch_left.eq(self.i.payload.len[size:]),
+                    m.d.sync += [fetch.eq(self.i.payload.src[size:]),
+                                 fetch_left.eq(self.i.payload.len[size:]),
                                  lane.eq(self.i.payload.src[size:])]
                     m.next = "HEAD"
             with m.State("HEAD"):
@@ -210,15 +220,18 @@ class Sender(wiring.Component):
                     m.d.comb += self.done.eq(1)
                     m.next = "IDLE"
                 with m.Else():
-                    m.d.comb += [output.i.valid.eq(1), flit.head.eq(1), flit.last.eq(left == 0), flit.data.eq(head)]
+                    m.d.comb += [output.i.valid.eq(1), flit.head.eq(1), flit.last.eq(left == 0),
+                                 flit.data.eq(head)]
                     with m.If(output.i.ready):
-                        m.d.sync += [in_packet.eq(packet), left.eq(left - packet), now.dst.eq(now.dst + (packet << size))]
+                        m.d.sync += [in_packet.eq(packet), left.eq(left - packet),
+                                     now.dst.eq(now.dst + (packet << size))]
                         m.next = "DATA"
                         with m.If(left == 0):
                             m.d.comb += self.done.eq(1)
                             m.next = "IDLE"
             with m.State("DATA"):
-                m.d.comb += [output.i.valid.eq(fifo.o.valid), fifo.o.ready.eq(output.i.ready), flit.data.eq(fifo.o.payload),
+                m.d.comb += [output.i.valid.eq(fifo.o.valid), fifo.o.ready.eq(output.i.ready),
+                             flit.data.eq(fifo.o.payload),
                              flit.last.eq(in_packet == 1)]
                 with m.If(pop):
                     m.d.sync += in_packet.eq(in_packet - 1)
@@ -238,12 +251,16 @@ class Sender(wiring.Component):
 class NocPort(wiring.Component):
     """The SEND unit and the tile's end of the network.
 
-    Members besides those of every unit (command, signal, error, busy: the SEND unit's): `noc_in`, `noc_out` (flits), `tile_id`,
-    `read`, `write` (SRAM), `add` (signals that arrive), `count_in`, `count_out` (flits). `stop`: SEND ends after the packet under
-    way and takes no more commands; `idle`: it has. `clear`: forget error, SEND command and signals, with `stop` and `idle`.
+    Members besides those of every unit (command, signal, error, busy: the SEND unit's): `noc_in`, `noc_out`
+    (flits), `tile_id`,
+    `read`, `write` (SRAM), `add` (signals that arrive), `count_in`, `count_out` (flits). `stop`: SEND ends
+    after the packet under
+    way and takes no more commands; `idle`: it has. `clear`: forget error, SEND command and signals, with
+    `stop` and `idle`.
 
     Requests of other tiles are served whatever this tile's program does; `clear` does not touch them.
-    SEND signals when its last flit is in the output buffer. Errors: ALIGNMENT, SRAM_RANGE (value: operand), ILLEGAL_OPERAND
+    SEND signals when its last flit is in the output buffer. Errors: ALIGNMENT, SRAM_RANGE (value: operand),
+    ILLEGAL_OPERAND
     (tile or semaphore number too large), NOC_PROTOCOL (pc 0).
     """
 
@@ -313,7 +330,8 @@ class NocPort(wiring.Component):
                     m.next = "ASK"
                 with m.Else():
                     with m.If(~self.error.valid):
-                        m.d.sync += [self.error.valid.eq(1), self.error.code.eq(code), self.error.pc.eq(held.pc),
+                        m.d.sync += [self.error.valid.eq(1), self.error.code.eq(code),
+                                     self.error.pc.eq(held.pc),
                                      self.error.value.eq(value)]
                     m.next = "IDLE"
             with m.State("ASK"):

@@ -1,4 +1,5 @@
-"""MXINT8 quantiser: lanes of float32 elements in, blocks of 8 to 32 bytes per lane and their scale bytes out."""
+"""MXINT8 quantiser: lanes of float32 elements in, blocks of 8 to 32 bytes per lane and their scale bytes
+out."""
 
 from amaranth import Cat, Const, Module, Signal, Value, Mux
 from amaranth.lib import data, stream, wiring
@@ -11,27 +12,30 @@ __all__ = ["BlockMaximum", "Quantiser", "block_layout", "element_layout"]
 
 
 def element_layout(columns: int) -> data.StructLayout:
-    """An element of every lane; `last` ends an instruction. `quantise` says that it is one for the quantiser, in blocks of
-    32 >> `block` elements."""
+    """An element of every lane; `last` ends an instruction. `quantise` says that it is one for the quantiser,
+    in blocks of 32 >> `block` elements."""
     return data.StructLayout({"x": 32 * columns, "last": 1, "quantise": 1, "block": 2})
 
 
 def block_layout(columns: int) -> data.StructLayout:
-    """The block of one lane (its bytes at the top of `data`), or the `scales` of all lanes; lanes come in order, then the scales.
-    `last`: scales of the last block of an instruction."""
+    """The block of one lane (its bytes at the top of `data`), or the `scales` of all lanes; lanes come in
+    order, then the scales. `last`: scales of the last block of an instruction."""
     return data.StructLayout({"data": 256, "scales": 8 * columns, "is_scales": 1, "last": 1})
 
 
 class BlockMaximum(wiring.Component):
-    """Largest biased exponent field per lane of each block: its E8M0 scale byte (255 for inf and NaN, 0 for zeros).
+    """Largest biased exponent field per lane of each block: its E8M0 scale byte (255 for inf and NaN, 0 for
+    zeros).
 
-    Members: `valid`, `x` (C canonical float32), `end` of a block; `o`: stream of C bytes per block. There must be room in the FIFO of
-    `depth` blocks. Source: OCP MX v1.0, 6.3, with emax = 0.
+    Members: `valid`, `x` (C canonical float32), `end` of a block; `o`: stream of C bytes per block. There
+    must be room in the FIFO of `depth` blocks. Source: OCP MX v1.0, 6.3, with emax = 0.
     """
 
     def __init__(self, columns: int, depth: int):
         self.columns, self.depth = columns, depth
-        super().__init__({"valid": In(1), "x": In(32 * columns), "end": In(1), "o": Out(stream.Signature(8 * columns))})
+        super().__init__(
+            {"valid": In(1), "x": In(32 * columns), "end": In(1), "o": Out(stream.Signature(8 * columns))}
+        )
 
     def elaborate(self, platform):
         m = Module()
@@ -40,25 +44,35 @@ class BlockMaximum(wiring.Component):
         m.d.comb += fifo.i.valid.eq(self.valid & self.end)
         for r in range(self.columns):
             seen, best = Signal(8, name=f"seen_{r}"), Signal(8, name=f"best_{r}")
-            exponent = self.x[32 * r + 23:32 * r + 31]
-            m.d.comb += [best.eq(Mux(exponent > seen, exponent, seen)), fifo.i.payload[8 * r:8 * r + 8].eq(best)]
+            exponent = self.x[32 * r + 23 : 32 * r + 31]
+            m.d.comb += [
+                best.eq(Mux(exponent > seen, exponent, seen)),
+                fifo.i.payload[8 * r : 8 * r + 8].eq(best),
+            ]
             with m.If(self.valid):
                 m.d.sync += seen.eq(Mux(self.end, 0, best))
         return m
 
 
 def quantise_stages(cut, x: Value, scale: Value) -> Value:
-    """k = RNE(x * 2^(133 - scale)) saturated to +-127, as a byte: three stages. scale >= the exponent field of x."""
+    """k = RNE(x * 2^(133 - scale)) saturated to +-127, as a byte: three stages. scale >= the exponent field
+    of x."""
     sign, exponent, mantissa = x[31], x[23:31], x[:23]
     # Eight bits of the significand and a sticky bit are enough, as at least 16 bits are always rounded away.
-    s = cut(sign=sign, top=Cat(mantissa[:16].any(), mantissa[16:], Const(1, 1)), shift=scale - exponent,
-            none=(exponent == 0) | (scale == 255))
+    s = cut(
+        sign=sign,
+        top=Cat(mantissa[:16].any(), mantissa[16:], Const(1, 1)),
+        shift=scale - exponent,
+        none=(exponent == 0) | (scale == 255),
+    )
     low = s.shift[:3]
     # top >> shift: 7 bits of integer, guard; everything below is sticky.
     shifted = (s.top >> low)[:9]
     lost = (s.top & ~(Const(0x1FF, 9) << low)[:9]).any()
     keep = ~(s.none | s.shift[3:].any())
-    s = cut(sign=s.sign, whole=shifted[2:] & keep.replicate(7), half=shifted[1] & keep, rest=shifted[0] | lost)
+    s = cut(
+        sign=s.sign, whole=shifted[2:] & keep.replicate(7), half=shifted[1] & keep, rest=shifted[0] | lost
+    )
     magnitude = s.whole + (s.half & (s.rest | s.whole[0]))  # up to 128
     magnitude = magnitude[:7] | magnitude[7].replicate(7)
     s = cut(k=(Cat(magnitude, Const(0, 1)) ^ s.sign.replicate(8)) + s.sign)
@@ -66,35 +80,42 @@ def quantise_stages(cut, x: Value, scale: Value) -> Value:
 
 
 class Quantiser(wiring.Component):
-    """Quantises blocks and turns element order into block order. Equals `golden.formats.quantise_int8` bit for bit.
+    """Quantises blocks and turns element order into block order. Equals `golden.formats.quantise_int8` bit
+    for bit.
 
-    Members: `i` (element_layout) elements, `scales` the stream of `BlockMaximum`, `o` (block_layout). The last block of an
-    instruction is padded with zeros.
-    Lane r is r cycles late: its block is complete exactly when it is its turn to leave, so that one shift register per lane
-    transposes at full rate: max(block, C + 1) cycles per block. Latency from a block's last element to lane 0: 6 cycles.
+    Members: `i` (element_layout) elements, `scales` the stream of `BlockMaximum`, `o` (block_layout). The
+    last block of an instruction is padded with zeros. Lane r is r cycles late: its block is complete exactly
+    when it is its turn to leave, so that one shift register per lane transposes at full rate: max(block, C +
+    1) cycles per block. Latency from a block's last element to lane 0: 6 cycles.
     """
 
     def __init__(self, columns: int):
         self.columns = columns
-        super().__init__({
-            "i": In(stream.Signature(element_layout(columns))),
-            "scales": In(stream.Signature(8 * columns)),
-            "o": Out(stream.Signature(block_layout(columns))),
-        })
+        super().__init__(
+            {
+                "i": In(stream.Signature(element_layout(columns))),
+                "scales": In(stream.Signature(8 * columns)),
+                "o": Out(stream.Signature(block_layout(columns))),
+            }
+        )
 
     def elaborate(self, platform):
         m = Module()
         columns = self.columns
         enable = ~self.o.valid | self.o.ready
 
-        # Slots of a block. It begins late enough for its C blocks and scales to leave after those of the block before, whatever
-        # the sizes of the two.
+        # Slots of a block. It begins late enough for its C blocks and scales to leave after those of the
+        # block before, whatever the sizes of the two.
         slot, padding = Signal(range(32)), Signal()
         idle = Signal(range(columns + 2), init=columns + 1)  # since the last block's end
         begin, held = slot == 0, Signal(2)
         block = Mux(begin, self.i.payload.block, held)
         ends = slot == (Const(31, 5) >> block)
-        spaced = idle >= Mux(block == 2, max(columns + 1 - 8, 0), Mux(block == 1, max(columns + 1 - 16, 0), max(columns + 1 - 32, 0)))
+        spaced = idle >= Mux(
+            block == 2,
+            max(columns + 1 - 8, 0),
+            Mux(block == 1, max(columns + 1 - 16, 0), max(columns + 1 - 32, 0)),
+        )
         take = Signal()
         m.d.comb += [
             take.eq(padding | (self.i.valid & (~begin | (self.scales.valid & spaced)))),
@@ -118,21 +139,28 @@ class Quantiser(wiring.Component):
         valid, end, last = Signal(4), Signal(4), Signal(4)  # per stage
         with m.If(enable):
             m.d.sync += [
-                valid.eq(Cat(take, valid)), end.eq(Cat(take & ends, end)),
+                valid.eq(Cat(take, valid)),
+                end.eq(Cat(take & ends, end)),
                 last.eq(Cat(take & ends & (padding | self.i.payload.last), last)),
             ]
         with m.If(enable & take):
             m.d.sync += [x.eq(self.i.payload.x & ~padding.replicate(32 * columns)), scale.eq(scale_now)]
 
-        # Lanes: three stages of arithmetic, r cycles of skew, the shift register. `end` walks along and lets them leave.
+        # Lanes: three stages of arithmetic, r cycles of skew, the shift register. `end` walks along and lets
+        # them leave.
         leaves, last_leaves, shifting = Signal(columns + 1), Signal(columns + 1), Signal(columns)
         with m.If(enable):
-            m.d.sync += [leaves.eq(Cat(end[3], leaves)), last_leaves.eq(Cat(last[3], last_leaves)),
-                         shifting.eq(Cat(valid[3], shifting))]
+            m.d.sync += [
+                leaves.eq(Cat(end[3], leaves)),
+                last_leaves.eq(Cat(last[3], last_leaves)),
+                shifting.eq(Cat(valid[3], shifting)),
+            ]
         rows = []
         for r in range(columns):
             lane = slice(8 * r, 8 * r + 8)
-            byte = quantise_stages(Cuts(m, 3, 3, enable=enable, prefix=f"lane{r}_"), x[32 * r:32 * r + 32], scale[lane])
+            byte = quantise_stages(
+                Cuts(m, 3, 3, enable=enable, prefix=f"lane{r}_"), x[32 * r : 32 * r + 32], scale[lane]
+            )
             for k in range(r):
                 late = Signal(8, name=f"late_{r}_{k}", reset_less=True)
                 with m.If(enable):

@@ -20,12 +20,16 @@ class Semaphores(wiring.Component):
     Members
         signal: one stream of semaphore numbers per unit, each item adds 1 (number 0 is never sent).
         add: two streams (sequencer, NoC) of {sem, count}.
-        wait: one stream of {sem, count} per thread; it is taken when the counter is at least `count`, which it then loses.
-        error, error_sem: high from the cycle after an addition went over 65535; the counter then keeps its value.
+        wait: one stream of {sem, count} per thread; it is taken when the counter is at least `count`, which
+        it then loses.
+        error, error_sem: high from the cycle after an addition went over 65535; the counter then keeps its
+        value.
         idle: nothing offered and nothing in flight, except waits that cannot be satisfied.
 
-    One operation every two cycles: read, then add or compare and write. Waits go first (each is tried only when new and after
-    an addition to its counter), additions are served round robin. From a lone signal to the wait it satisfies: 5 cycles.
+    One operation every two cycles: read, then add or compare and write. Waits go first (each is tried only
+    when new and after
+    an addition to its counter), additions are served round robin. From a lone signal to the wait it
+    satisfies: 5 cycles.
     Numbers must be below `config.semaphores`: the issuers check.
     """
 
@@ -48,14 +52,16 @@ class Semaphores(wiring.Component):
         m.submodules.turns = turns = RoundRobin(len(sources))
         counters = Array(Signal(COUNT_BITS, name=f"counter_{k}") for k in range(self.config.semaphores))
 
-        # The operation: accepted when `busy` is low, its counter read in the next cycle, written in the one after.
+        # The operation: accepted when `busy` is low, its counter read in the next cycle, written in the one
+        # after.
         op = Signal(add_layout)
         waiter = Signal(len(THREADS))  # one-hot; 0: an addition
         busy, write = Signal(), Signal()
         value = Signal(COUNT_BITS)
         tried = Signal(len(THREADS))
         first = Signal(len(THREADS))
-        todo = Cat(w.valid for w in self.wait) & ~tried & ~waiter  # never twice in a row: its result is not out yet
+        # never twice in a row: its result is not out yet
+        todo = Cat(w.valid for w in self.wait) & ~tried & ~waiter
         free = ~busy | write
         m.d.comb += [
             first.eq(todo & ~(todo - 1)[:len(THREADS)]),
@@ -79,8 +85,11 @@ class Semaphores(wiring.Component):
             done.eq(write & Mux(waiter.any(), ~rest[-1], ~total[-1])),
             wrong.eq(write & ~waiter.any() & total[-1]),
         ]
-        with m.If(done):
-            m.d.sync += counters[op.sem].eq(Mux(waiter.any(), rest, total))
+        result = Signal(COUNT_BITS)
+        m.d.comb += result.eq(Mux(waiter.any(), rest, total) & ~self.clear.replicate(COUNT_BITS))
+        for k, counter in enumerate(counters):  # one data bus for all, cleared through it as well
+            with m.If(self.clear | (done & (op.sem == k))):
+                m.d.sync += counter.eq(result)
         with m.If(wrong & ~self.error):
             m.d.sync += [self.error.eq(1), self.error_sem.eq(op.sem)]
         for t, wait in enumerate(self.wait):
@@ -91,5 +100,5 @@ class Semaphores(wiring.Component):
                 m.d.sync += tried[t].eq(0)
         m.d.comb += self.idle.eq(~busy & ~turns.requests.any() & ~todo.any())
         with m.If(self.clear):
-            m.d.sync += [busy.eq(0), write.eq(0), tried.eq(0), self.error.eq(0), *(c.eq(0) for c in counters)]
+            m.d.sync += [busy.eq(0), write.eq(0), tried.eq(0), self.error.eq(0)]
         return m

@@ -1,11 +1,15 @@
-"""Program memory and sequencer: five hardware threads share one instruction memory and one free-running pipeline.
+"""Program memory and sequencer: five hardware threads share one instruction memory and one free-running
+pipeline.
 
     fetch | memory | decode | registers | add | execute, write
       ^ one word per cycle, first and second word of an instruction in consecutive cycles
 
-A thread has one instruction in flight. A sequencer instruction takes eight cycles (late ones: hw/alu.py), so several threads
-fill the pipeline. A unit instruction starts a *burst*: its operand words are fetched in consecutive cycles, and stream through the
-same adder into the unit's command port. The pipeline never stalls: an instruction that cannot go on when it is decoded
+A thread has one instruction in flight. A sequencer instruction takes eight cycles (late ones: hw/alu.py), so
+several threads
+fill the pipeline. A unit instruction starts a *burst*: its operand words are fetched in consecutive cycles,
+and stream through the
+same adder into the unit's command port. The pipeline never stalls: an instruction that cannot go on when it
+is decoded
 (resource taken, wait pending, words not loaded yet) has no effect and is fetched again later.
 """
 from functools import reduce
@@ -29,7 +33,8 @@ __all__ = ["ADDR_BITS", "ProgramMemory", "Sequencer"]
 
 N = len(THREADS)
 ADDR_BITS = PC_BITS + 1
-"""Word indices inside the sequencer: one bit more than an index, so that one past the end and beyond can be told apart."""
+"""Word indices inside the sequencer: one bit more than an index, so that one past the end and beyond can be
+told apart."""
 BURST_BEATS = 33
 REGISTER_ROWS = 128
 INIT_ROWS = N * REGISTERS
@@ -94,16 +99,20 @@ class Sequencer(wiring.Component):
     """Runs the threads; docs/architecture.md and hw/isa.py define what each instruction does.
 
     Members
-        ready: registers are zero, `start` is accepted (80 cycles after reset). start: pulse; threads begin as soon as the entry
+        ready: registers are zero, `start` is accepted (80 cycles after reset). start: pulse; threads begin as
+        soon as the entry
             words are there. stop: issue nothing any more (until reset).
         addr, data, loaded, complete, entries: `ProgramMemory`. args: CSR ARG0..7.
         beats, levels: word beats to the command ports and their fill.
         wait, add: to the semaphores. lds: SRAM read port.
         error: held with the first error until reset; pc is the failing instruction's first word.
-        halted, waiting: one bit per thread; stuck_pc: where the first thread that has not halted is (its WAIT, if it waits); done: all threads have halted and nothing of them is on its way.
-        progress: a thread completed an instruction. issued: per unit, a command was completed. count_words: words read.
+        halted, waiting: one bit per thread; stuck_pc: where the first thread that has not halted is (its
+        WAIT, if it waits); done: all threads have halted and nothing of them is on its way.
+        progress: a thread completed an instruction. issued: per unit, a command was completed. count_words:
+        words read.
 
-    A thread waits at most once at a time, and runs ahead of a pending WAIT up to the next WAIT, SIGNAL, LDS or HALT or to the
+    A thread waits at most once at a time, and runs ahead of a pending WAIT up to the next WAIT, SIGNAL, LDS
+    or HALT or to the
     completion of a unit instruction, whose operands stream while it waits.
     """
 
@@ -114,7 +123,8 @@ class Sequencer(wiring.Component):
             "addr": Out(PC_BITS), "data": In(32),
             "loaded": In(ADDR_BITS), "complete": In(1), "entries": In(32).array(N),
             "args": In(32).array(ARGS),
-            "beats": Out(stream.Signature(beat_layout)).array(N), "levels": In(range(FIFO_DEPTH + 2)).array(N),
+            "beats": Out(stream.Signature(beat_layout)).array(N),
+            "levels": In(range(FIFO_DEPTH + 2)).array(N),
             "wait": Out(stream.Signature(add_layout)).array(N), "add": Out(stream.Signature(add_layout)),
             "lds": Out(SramRead(config)),
             "error": Out(error_layout),
@@ -126,7 +136,8 @@ class Sequencer(wiring.Component):
         m = Module()
         s = self._state()
         m.submodules.late = s.late = LateUnit(self.config)
-        m.submodules.minuends = s.minuends = DualPortRam(width=32, depth=REGISTER_ROWS)  # register file, one copy per read port
+        # register file, one copy per read port
+        m.submodules.minuends = s.minuends = DualPortRam(width=32, depth=REGISTER_ROWS)
         m.submodules.addends = s.addends = DualPortRam(width=32, depth=REGISTER_ROWS)
         m.submodules.loops = s.loops = DualPortRam(width=ADDR_BITS + 32, depth=32)
         self._control(m, s)
@@ -163,10 +174,12 @@ class Sequencer(wiring.Component):
             for name, width in (("word", 32), ("pc", ADDR_BITS), ("ok", 1), ("complete", 1)):
                 setattr(s, f"{d}_{name}", Signal(width, name=f"{d}_{name}"))
         s.d_first, s.d_second, s.d_burst, s.d_thread = Signal(), Signal(), Signal(), Signal(N)
-        s.common = (("instr", 1), ("burst", 1), ("thread", N), ("op", 6), ("word", 32), ("pc", ADDR_BITS), ("index", 5), ("last", 1),
+        s.common = (("instr", 1), ("burst", 1), ("thread", N), ("op", 6), ("word", 32), ("pc", ADDR_BITS),
+                    ("index", 5), ("last", 1),
                     ("late", 1))
         s.addend = (("imm", 32), ("reg", 1), ("rs", 1), ("two", 1),
-                    *((f"bad_{name}", 1) for name in ("pc", "opcode", "field", "end", "mask", "thread", "sem")))
+                    *((f"bad_{name}", 1) for name in ("pc", "opcode", "field", "end", "mask", "thread",
+                                                      "sem")))
         for d in "rex":
             for name, width in s.common if d == "x" else s.common + s.addend:
                 setattr(s, f"{d}_{name}", Signal(width, name=f"{d}_{name}"))
@@ -193,7 +206,8 @@ class Sequencer(wiring.Component):
         with m.If(launch):
             m.d.sync += starting.eq(0)
             for t, entry in enumerate(self.entries):
-                m.d.sync += [s.pc[t].eq(Cat(entry[:PC_BITS], entry[PC_BITS:].any())), self.halted[t].eq(entry == 0)]
+                m.d.sync += [s.pc[t].eq(Cat(entry[:PC_BITS], entry[PC_BITS:].any())),
+                             self.halted[t].eq(entry == 0)]
                 m.d.comb += s.wake[0][t].eq(entry != 0)
         m.d.sync += [s.idle.eq(reduce(or_, s.wake, s.idle & ~s.take)),
                      s.room.eq(Cat(level <= FIFO_DEPTH - BURST_BEATS for level in self.levels))]
@@ -207,7 +221,8 @@ class Sequencer(wiring.Component):
             m.d.sync += [self.add.valid.eq(0), s.add_busy.eq(0)]
 
     def _fetch(self, m: Module, s: SimpleNamespace) -> None:
-        """Choose the word to read: a second word, else an operand of the burst, else the first word of an idle thread."""
+        """Choose the word to read: a second word, else an operand of the burst, else the first word of an
+        idle thread."""
         m.submodules.turns = turns = RoundRobin(N)
         free = Signal(N)
         first, second, burst = Signal(), Signal(), Signal()
@@ -218,9 +233,11 @@ class Sequencer(wiring.Component):
         fetched, left = Signal(6), Signal(6)
         b_thread = Signal(N)
 
-        m.d.sync += free.eq(~(s.hold_wait & s.pending) & ~(s.hold_burst & ~(s.room & ~s.b_fetch.replicate(N))))
+        m.d.sync += free.eq(~(s.hold_wait & s.pending)
+                            & ~(s.hold_burst & ~(s.room & ~s.b_fetch.replicate(N))))
         m.d.comb += [
-            burst.eq(s.b_fetch & ~second & ((s.b_pc < self.loaded) | self.complete) & ~(counted & (fetched == left))),
+            burst.eq(s.b_fetch & ~second & ((s.b_pc < self.loaded) | self.complete)
+                     & ~(counted & (fetched == left))),
             turns.requests.eq(s.idle & free & ~pick),
             first.eq(~second & ~burst & ~s.frozen & pick.any()),
             space.eq(first | ~pick.any()), turns.advance.eq(space),
@@ -233,7 +250,8 @@ class Sequencer(wiring.Component):
         with m.If(space):
             m.d.sync += pick.eq(turns.grant)
 
-        # A burst has as many words as its mask has bits, known two cycles later: one word is read before that.
+        # A burst has as many words as its mask has bits, known two cycles later: one word is read before
+        # that.
         groups = [Signal(4, name=f"group_{k}") for k in range(4)]
         for k, group in enumerate(groups):
             with m.If(s.b_start):
@@ -242,7 +260,8 @@ class Sequencer(wiring.Component):
         with m.If(counting):
             m.d.sync += [left.eq(sum(groups)), counted.eq(1)]
         with m.If(s.b_start):
-            m.d.sync += [s.b_fetch.eq(1), s.b_pc.eq(s.d_pc + 1), fetched.eq(0), counted.eq(0), b_thread.eq(s.d_thread)]
+            m.d.sync += [s.b_fetch.eq(1), s.b_pc.eq(s.d_pc + 1), fetched.eq(0), counted.eq(0),
+                         b_thread.eq(s.d_thread)]
         with m.Elif(burst):
             m.d.sync += [s.b_pc.eq(s.b_pc + 1), fetched.eq(fetched + 1)]
         with m.Elif(counted & (fetched == left)):
@@ -263,7 +282,8 @@ class Sequencer(wiring.Component):
         with m.If(m_first | m_second | m_burst):
             m.d.sync += s.d_word.eq(self.data)
         with m.If(s.d_first):
-            m.d.sync += [s.w_word.eq(s.d_word), s.w_pc.eq(s.d_pc), s.w_ok.eq(s.d_ok), s.w_complete.eq(s.d_complete)]
+            m.d.sync += [s.w_word.eq(s.d_word), s.w_pc.eq(s.d_pc), s.w_ok.eq(s.d_ok),
+                         s.w_complete.eq(s.d_complete)]
 
     def _decode(self, m: Module, s: SimpleNamespace) -> None:
         """First word in `w_word`, second in `d_word`: what is it, is it legal, may it go on now?"""
@@ -285,11 +305,14 @@ class Sequencer(wiring.Component):
             for ins in TABLE:
                 with m.Case(ins.op):
                     allowed = 63 | sum((1 << f.width) - 1 << f.lo for f in ins.fields)
-                    m.d.comb += [undefined.eq(0xFFFFFFFF & ~allowed), two.eq(ins.words == 2), unit.eq(ins.unit is not None),
-                                 no_operand.eq(0xFFFFFFFF & ~((1 << len(ins.operands)) - 1) if ins.operands else 0),
+                    m.d.comb += [undefined.eq(0xFFFFFFFF & ~allowed), two.eq(ins.words == 2),
+                                 unit.eq(ins.unit is not None),
+                                 no_operand.eq(0xFFFFFFFF & ~((1 << len(ins.operands)) - 1) if ins.operands
+                                               else 0),
                                  imm.eq(s.d_word)]
                     if ins.op in (Op.WAIT, Op.SIGNAL):
-                        m.d.comb += [reg.eq(_field(word, ins.op, "reg")), imm.eq(_field(word, ins.op, "count"))]
+                        m.d.comb += [reg.eq(_field(word, ins.op, "reg")),
+                                     imm.eq(_field(word, ins.op, "count"))]
                     elif ins.op == Op.LOOP:
                         m.d.comb += reg.eq(_field(word, ins.op, "reg"))
                     elif ins.op == Op.ALU:
@@ -304,7 +327,8 @@ class Sequencer(wiring.Component):
             with m.Default():
                 m.d.comb += illegal.eq(1)
         with m.If(s.d_burst):
-            m.d.comb += [reg.eq(s.d_word[28:]), imm.eq(Cat(s.d_word[:28], Mux(raw, s.d_word[28:], imm28[28:])))]
+            m.d.comb += [reg.eq(s.d_word[28:]),
+                         imm.eq(Cat(s.d_word[:28], Mux(raw, s.d_word[28:], imm28[28:])))]
         known = reduce(or_, (op == ins.op for ins in TABLE))
         sems = [_field(word, Op.LOAD, f) for f in ("sig_a", "sig_b", "sig_c")]
         own = reduce(or_, (s.d_thread[t] & (op == UNIT[t].op) for t in range(N)))
@@ -312,7 +336,8 @@ class Sequencer(wiring.Component):
         drop, waits, bursts, busy, accept = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             drop.eq(~(s.w_ok | s.w_complete) | (~(s.d_ok | s.d_complete))),
-            waits.eq((s.d_thread & s.pending).any() & reduce(or_, (op == o for o in (Op.WAIT, Op.SIGNAL, Op.LDS, Op.HALT)))),
+            waits.eq((s.d_thread & s.pending).any()
+                     & reduce(or_, (op == o for o in (Op.WAIT, Op.SIGNAL, Op.LDS, Op.HALT)))),
             bursts.eq(unit & (s.b_busy | ~(s.d_thread & s.room).any())),
             busy.eq((late & s.late_busy) | ((op == Op.SIGNAL) & s.add_busy)),
             accept.eq(s.d_second & ~drop & ~waits & ~bursts & ~busy & ~s.frozen),
@@ -323,7 +348,8 @@ class Sequencer(wiring.Component):
             m.d.sync += [s.hold_wait.eq(s.hold_wait & ~s.d_thread | (s.d_thread & waits.replicate(N))),
                          s.hold_burst.eq(s.hold_burst & ~s.d_thread | (s.d_thread & bursts.replicate(N)))]
         with m.If(accept & late):
-            m.d.sync += [s.late_busy.eq(1), s.late_thread.eq(s.d_thread), s.late_rd.eq(_field(word, Op.LDS, "rd"))]
+            m.d.sync += [s.late_busy.eq(1), s.late_thread.eq(s.d_thread),
+                         s.late_rd.eq(_field(word, Op.LDS, "rd"))]
         with m.If(accept & (op == Op.SIGNAL)):
             m.d.sync += s.add_busy.eq(1)
         for t in range(N):
@@ -333,7 +359,8 @@ class Sequencer(wiring.Component):
         m.d.sync += [s.r_instr.eq(accept), s.r_burst.eq(s.d_burst & ~s.frozen)]
         with m.If(accept | s.d_burst):
             m.d.sync += [
-                s.r_thread.eq(s.d_thread), s.r_op.eq(Mux(s.d_burst, 0, op)), s.r_word.eq(word), s.r_imm.eq(imm), s.r_late.eq(late),
+                s.r_thread.eq(s.d_thread), s.r_op.eq(Mux(s.d_burst, 0, op)), s.r_word.eq(word),
+                s.r_imm.eq(imm), s.r_late.eq(late),
                 s.r_pc.eq(Mux(s.d_burst, s.d_pc, s.w_pc)), s.r_two.eq(two & ~s.d_burst),
                 s.r_reg.eq((reg != 0) & ~(s.d_burst & raw)), s.r_rs.eq(_field(word, Op.ALU, "rs") != 0),
                 # A unit instruction without operands is complete with its second word.
@@ -341,7 +368,8 @@ class Sequencer(wiring.Component):
                 s.r_index.eq(_encode(s.b_low)),
                 s.r_bad_pc.eq(~s.w_ok & ~s.d_burst), s.r_bad_opcode.eq(~known & ~s.d_burst),
                 s.r_bad_field.eq(((word & undefined).any() | illegal) & ~s.d_burst),
-                s.r_bad_end.eq(~s.d_ok & (two | s.d_burst)), s.r_bad_mask.eq((s.d_word & no_operand).any() & ~s.d_burst),
+                s.r_bad_end.eq(~s.d_ok & (two | s.d_burst)),
+                s.r_bad_mask.eq((s.d_word & no_operand).any() & ~s.d_burst),
                 s.r_bad_thread.eq(unit & ~own & ~s.d_burst),
                 s.r_bad_sem.eq(unit & ~s.d_burst & self._beyond(*sems)),
             ]
@@ -355,7 +383,8 @@ class Sequencer(wiring.Component):
     def _burst(self, m: Module, s: SimpleNamespace) -> None:
         """Data side of the burst: which operand is the word at the decode stage?"""
         rest = Signal(32)
-        m.d.comb += [s.b_low.eq(s.b_mask & (~s.b_mask + 1)), rest.eq(s.b_mask & ~s.b_low), s.b_last.eq(~rest.any())]
+        m.d.comb += [s.b_low.eq(s.b_mask & (~s.b_mask + 1)), rest.eq(s.b_mask & ~s.b_low),
+                     s.b_last.eq(~rest.any())]
         with m.If(s.b_start):
             m.d.sync += [s.b_busy.eq(1), s.b_mask.eq(s.d_word),
                          s.b_raw.eq(onehot_mux(s.d_thread, [Const(UNIT[t].raw_mask, 32) for t in range(N)]))]
@@ -363,7 +392,8 @@ class Sequencer(wiring.Component):
             m.d.sync += [s.b_mask.eq(rest), s.b_busy.eq(~s.b_last)]
 
     def _read(self, m: Module, s: SimpleNamespace) -> None:
-        """Registers and loop counters are read: y = register + immediate, addresses of the next instruction."""
+        """Registers and loop counters are read: y = register + immediate, addresses of the next
+        instruction."""
         # Memories are slow: a register behind them.
         a, b, loop = Signal(32), Signal(32), Signal.like(s.loops.rdata)
         m.d.sync += [s.e_instr.eq(s.r_instr), s.e_burst.eq(s.r_burst)]
@@ -467,7 +497,8 @@ class Sequencer(wiring.Component):
             with m.If(s.x_thread[t]):
                 m.d.sync += s.depth[t].eq(s.depth[t] + push - pop)
             with m.If(s.x_thread[t] & good & (s.x_op == Op.WAIT) & (sem != 0)):
-                m.d.sync += [self.wait[t].valid.eq(1), raw(self.wait[t].payload).eq(amount), s.wait_pc[t].eq(s.x_pc)]
+                m.d.sync += [self.wait[t].valid.eq(1), raw(self.wait[t].payload).eq(amount),
+                             s.wait_pc[t].eq(s.x_pc)]
             beat, going = self.beats[t], s.wake[1][t]
             m.d.comb += [
                 beat.valid.eq(going | (burst & s.x_thread[t] & (s.x_code == 0))),
@@ -475,7 +506,8 @@ class Sequencer(wiring.Component):
                 beat.payload.value.eq(Mux(going, s.go_value[t], y)),
             ]
         with m.If(good & (s.x_op == Op.SIGNAL)):
-            m.d.sync += [self.add.valid.eq(sem != 0), s.add_busy.eq(sem != 0), raw(self.add.payload).eq(amount)]
+            m.d.sync += [self.add.valid.eq(sem != 0), s.add_busy.eq(sem != 0),
+                         raw(self.add.payload).eq(amount)]
 
         # Loop stack: {first word of the body, iterations left}.
         m.d.comb += [
@@ -492,7 +524,8 @@ class Sequencer(wiring.Component):
         for ram in (s.minuends, s.addends):
             m.d.comb += [
                 ram.wstrb.eq((good & write) | late | s.init),
-                ram.waddr.eq(Mux(s.init, s.init_row, Mux(late, Cat(s.late_rd, _encode(s.late_thread)), Cat(rd, number)))),
+                ram.waddr.eq(Mux(s.init, s.init_row,
+                                 Mux(late, Cat(s.late_rd, _encode(s.late_thread)), Cat(rd, number)))),
                 ram.wdata.eq(Mux(s.init, 0, Mux(late, s.late.o.payload, result))),
             ]
         wiring.connect(m, s.late.read, wiring.flipped(self.lds))

@@ -1,4 +1,5 @@
-"""Table functions exp2, recip and rsqrt on float32, one result per cycle (docs/numerics.md, "Table functions")."""
+"""Table functions exp2, recip and rsqrt on float32, one result per cycle (docs/numerics.md, "Table
+functions")."""
 
 import itertools
 import math
@@ -17,8 +18,8 @@ IDENTITY, EXP2, RECIP, RSQRT = range(4)
 ENTRIES = 1024
 SLOPE_BITS = 18
 SLOPE_SHIFT = {EXP2: 2, RECIP: 1, RSQRT: 0}
-"""The slope in table f is sig * 2^(SLOPE_SHIFT[f] + c - 20), sig in [2^17, 2^18), c a bit of the table. For odd rsqrt arguments it
-is half of that, which leaves the doubling of `lo` out."""
+"""The slope in table f is sig * 2^(SLOPE_SHIFT[f] + c - 20), sig in [2^17, 2^18), c a bit of the table. For
+odd rsqrt arguments it is half of that, which leaves the doubling of `lo` out."""
 
 
 def _chord(left: float, right: float, width: float) -> tuple[int, int, int]:
@@ -51,7 +52,8 @@ def chord_tables() -> dict[int, list[tuple[int, int, int]]]:
 
 
 def _rows() -> list[int]:
-    """ROM contents: T0's 23 fraction bits, the slope's 17 bits below its leading one, and the exponent bit c."""
+    """ROM contents: T0's 23 fraction bits, the slope's 17 bits below its leading one, and the exponent bit
+    c."""
     rows = []
     for func, chords in chord_tables().items():
         for i, (t0, slope, exponent) in enumerate(chords):
@@ -65,11 +67,12 @@ def _rows() -> list[int]:
 
 
 class Sfu(wiring.Component):
-    """o = a (canonical), 2^a, 1/a or 1/sqrt(a) for func = 0 .. 3. Equals `golden.arith.canon / exp2 / recip / rsqrt` bit for bit.
+    """o = a (canonical), 2^a, 1/a or 1/sqrt(a) for func = 0 .. 3. Equals `golden.arith.canon / exp2 / recip /
+    rsqrt` bit for bit.
 
-    Free-running, latency 12 for every function. The identity travels through the same datapath as T0 = 1.fraction, slope 0.
-    The chord is computed in fixed point with the two roundings of the float32 definition: the product to 24 significant bits,
-    the sum to 24 significant bits.
+    Free-running, latency 12 for every function. The identity travels through the same datapath as T0 =
+    1.fraction, slope 0. The chord is computed in fixed point with the two roundings of the float32
+    definition: the product to 24 significant bits, the sum to 24 significant bits.
     """
 
     LATENCY = 12
@@ -163,7 +166,8 @@ class Sfu(wiring.Component):
             c=table.rdata[40],
         )
 
-        # 6: multiplier inputs; lo is scaled such that the product's unit is 2^-43 for every table. T0 has unit 2^-24.
+        # 6: multiplier inputs; lo is scaled such that the product's unit is 2^-43 for every table. T0 has
+        # unit 2^-24.
         identity = s.func == IDENTITY
         lo = Mux(s.func == RSQRT, s.frac[:14], s.frac[:13]) & ~identity.replicate(14)
         shift = Mux(

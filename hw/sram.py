@@ -1,13 +1,13 @@
 """Banked SRAM: single-port banks behind a crossbar with round-robin arbitration in each bank.
 
-Word w lives in bank w mod banks, so a sequential stream visits all banks in turn. Two streams that meet in a bank part for good: one
-waits a cycle and is a bank behind from then on. Up to `banks` sequential streams at one word per cycle therefore lose start-up cycles
-only (sim/test_sram.py has the figures).
+Word w lives in bank w mod banks, so a sequential stream visits all banks in turn. Two streams that meet in a
+bank part for good: one waits a cycle and is a bank behind from then on. Up to `banks` sequential streams at
+one word per cycle therefore lose start-up cycles only (sim/test_sram.py has the figures).
 """
 
 from collections.abc import Sequence
 
-from amaranth import Array, Cat, Module, Mux, Signal
+from amaranth import Array, Cat, Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -20,27 +20,38 @@ from .ports import SramRead, SramWrite
 __all__ = ["READ_LATENCY", "Sram"]
 
 READ_LATENCY = 5
-"""Cycles from the acceptance of a read to its data when no other port competes: accepted in cycle t, `valid` in cycle t + 5.
-Each cycle that the request or an earlier one of its port waits for its bank adds one."""
+"""Cycles from the acceptance of a read to its data when no other port competes: accepted in cycle t, `valid`
+in cycle t + 5. Each cycle that the request or an earlier one of its port waits for its bank adds one."""
+
+PATIENCE = 7
+"""Grants in a row that the port named `first` may take from a bank while others wait for it."""
 
 
 class Sram(wiring.Component):
     """`config.sram_banks` single-port banks; every port may move one word per cycle.
 
-    Members: one `SramRead` port for each name in `reads`, one `SramWrite` port for each in `writes` (directions seen from the SRAM);
-    `count_wait`: bit p is high in each cycle in which a request of port p (reads first, then writes) waits for its bank.
+    Members: one `SramRead` port for each name in `reads`, one `SramWrite` port for each in `writes`
+    (directions seen from the SRAM); `count_wait`: bit p is high in each cycle in which a request of port p
+    (reads first, then writes) waits for its bank.
 
-    * Within a port, requests are served in order; across ports, in the order in which the banks grant them. A requestor waits for at
-      most ports - 1 grants of its bank.
-    * A read returns every write that was no longer `busy` when the read was accepted, and every write granted before it.
-    * Requests are registered on arrival (`req.ready` is a register); `valid` and `data` are registers too. Data keeps its value
-      until the next response.
-    * Pipeline: request register | grant | bank access | bank output register | port multiplexer and its register.
+    * `first` names a port that goes before all others in every bank (the array's stream, which needs a word in every cycle
+      and can never catch up; everybody else has slack), for at most PATIENCE grants in a row while others wait.
+    * Within a port, requests are served in order; across ports, in the order in which the banks grant them. A
+      requestor waits for at most ports - 1 grants of its bank.
+    * A read returns every write that was no longer `busy` when the read was accepted, and every write granted
+      before it.
+    * Requests are registered on arrival (`req.ready` is a register); `valid` and `data` are registers too.
+      Data keeps its value until the next response.
+    * Pipeline: request register | grant | bank access | bank output register | port multiplexer and its
+      register.
     * Reset drops requests and responses in flight; contents stay.
     """
 
-    def __init__(self, config: TileConfig, reads: Sequence[str], writes: Sequence[str]):
-        self.config = config
+    def __init__(self, config: TileConfig, reads: Sequence[str], writes: Sequence[str], first: str | None = None):
+        names = [*reads, *writes]
+        if first is not None and first not in names:
+            raise ValueError(f"first = {first!r}: allowed is one of {', '.join(names)}")
+        self.config, self.first = config, first
         self.reads, self.writes = tuple(reads), tuple(writes)
         super().__init__({
             **{name: In(SramRead(config)) for name in self.reads},
@@ -69,9 +80,19 @@ class Sram(wiring.Component):
         grants = []
         for b in range(config.sram_banks):
             m.submodules[f"turns_{b}"] = turns = RoundRobin(len(ports))
-            m.d.comb += turns.requests.eq(Cat(
+            asking = Signal(len(ports), name=f"asking_{b}")
+            m.d.comb += asking.eq(Cat(
                 request.valid & (address[:bank_bits] == b) for request, address in zip(requests, addresses)))
-            grants.append(turns.grant)
+            if self.first is None:
+                m.d.comb += turns.requests.eq(asking)
+                grants.append(turns.grant)
+                continue
+            index = (*self.reads, *self.writes).index(self.first)
+            others = asking & ~(1 << index)
+            passed_over, urgent = Signal(range(PATIENCE + 1), name=f"passed_over_{b}"), Signal(name=f"urgent_{b}")
+            m.d.comb += [urgent.eq(asking[index] & (passed_over != PATIENCE)), turns.requests.eq(Mux(urgent, 0, others))]
+            m.d.sync += passed_over.eq(Mux(urgent & others.any(), passed_over + 1, 0))
+            grants.append(turns.grant | (urgent << index))
         granted = Signal(len(ports))
         m.d.comb += granted.eq(Cat(Cat(grant[p] for grant in grants).any() for p in range(len(ports))))
         for p, request in enumerate(requests):
@@ -94,7 +115,8 @@ class Sram(wiring.Component):
         # Banks.
         words = []
         for b in range(config.sram_banks):
-            m.submodules[f"bank_{b}"] = bank = SinglePortRam(width=8 * config.word_bytes, depth=config.bank_words)
+            m.submodules[f"bank_{b}"] = bank = SinglePortRam(width=8 * config.word_bytes,
+                                                             depth=config.bank_words)
             select = Signal(len(ports), name=f"select_{b}")
             m.d.sync += select.eq(grants[b])
             m.d.comb += [

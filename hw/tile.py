@@ -1,4 +1,5 @@
-"""The tile: units, SRAM, sequencer, registers, and the control of a run from the doorbell to the interrupt."""
+"""The tile: units, SRAM, sequencer, registers, and the control of a run from the doorbell to the
+interrupt."""
 from functools import reduce
 from operator import or_
 
@@ -17,7 +18,7 @@ from .glue import Fifo, StreamArbiter
 from .isa import ARGS, LOAD, MATMUL, SEND, STORE, THREADS, UNIT_OPS, VECTOR, Error
 from .matmul import Matmul
 from .noc import FLIT_BITS, NocPort
-from .ports import SEM_BITS, SramRead, error_layout
+from .ports import SramRead, error_layout
 from .semaphores import Semaphores
 from .sequencer import ADDR_BITS, ProgramMemory, Sequencer
 from .sram import Sram
@@ -32,11 +33,13 @@ CLEAR_CYCLES = 16
 """Length of the reset of the units after a run; reads in flight in the SRAM return in less."""
 DRAIN_CYCLES = 1 << 16
 QUIET_CYCLES = 4
-"""A run is complete when nothing was at work for so long: an item between two units shows in neither for a cycle."""
+"""A run is complete when nothing was at work for so long: an item between two units shows in neither for a
+cycle."""
 
 
 class SharedRead(wiring.Component):
-    """One SRAM read port for several requestors, round robin. Adds a cycle to the latency. At most 32 reads in flight."""
+    """One SRAM read port for several requestors, round robin. Adds a cycle to the latency. At most 32 reads
+    in flight."""
 
     def __init__(self, config: TileConfig, count: int):
         self.config = config
@@ -55,8 +58,10 @@ class SharedRead(wiring.Component):
                 port.data.eq(self.o.data), port.valid.eq(self.o.valid & (sources.o.payload == k)),
             ]
         m.d.comb += [
-            self.o.req.valid.eq(turns.o.valid), self.o.req.payload.eq(turns.o.payload.addr), turns.o.ready.eq(self.o.req.ready),
-            sources.i.valid.eq(turns.o.valid & self.o.req.ready), sources.i.payload.eq(turns.o.payload.source),
+            self.o.req.valid.eq(turns.o.valid), self.o.req.payload.eq(turns.o.payload.addr),
+            turns.o.ready.eq(self.o.req.ready),
+            sources.i.valid.eq(turns.o.valid & self.o.req.ready),
+            sources.i.payload.eq(turns.o.payload.source),
             sources.o.ready.eq(self.o.valid),
         ]
         return m
@@ -74,22 +79,28 @@ class Watchdog(wiring.Component):
         with m.If(self.progress | ~self.run):
             m.d.sync += [left.eq(self.limit), armed.eq(self.limit.any() & self.run), self.bark.eq(0)]
         with m.Else():
-            m.d.sync += [left.eq(left - left.any()), armed.eq(self.limit.any()), self.bark.eq(armed & ~left.any())]
+            m.d.sync += [left.eq(left - left.any()), armed.eq(self.limit.any()),
+                         self.bark.eq(armed & ~left.any())]
         return m
 
 
 class RunControl(wiring.Component):
     """A run from the doorbell to the interrupt.
 
-    IDLE -> START (counters and semaphores to zero) -> LOAD (program fetch handed to the DMA) -> RUN -> CLEAR -> IDLE;
-    an error or abort goes RUN -> DRAIN (`stop`: nothing is issued, the DMA engines finish what is on the bus) -> CLEAR.
+    IDLE -> START (counters and semaphores to zero) -> LOAD (program fetch handed to the DMA) -> RUN -> CLEAR
+    -> IDLE;
+    an error or abort goes RUN -> DRAIN (`stop`: nothing is issued, the DMA engines finish what is on the bus)
+    -> CLEAR.
     A bus that does not answer for DRAIN_CYCLES is given up.
 
-    Members: doorbell, abort, words, ready (sequencer); fetch (stream without payload: program load), load_program, start, fresh
-    (pulse), complete (everything has ended), drained, error (first one is recorded), stop, clear, running, enable (counters);
+    Members: doorbell, abort, words, ready (sequencer); fetch (stream without payload: program load),
+    load_program, start, fresh
+    (pulse), complete (everything has ended), drained, error (first one is recorded), stop, clear, running,
+    enable (counters);
     state, busy, done, failed, aborted, record; events (IRQ_STATUS bits: done, error, aborted).
 
-    A doorbell while a run is going on is ignored; one that rings during the CLEAR of an ended run is kept. An error while
+    A doorbell while a run is going on is ignored; one that rings during the CLEAR of an ended run is kept. An
+    error while
     idle (a broken packet) is recorded and reported in the same way.
     """
 
@@ -108,7 +119,8 @@ class RunControl(wiring.Component):
         m = Module()
         rung, quiet, count = Signal(), Signal(range(QUIET_CYCLES + 1)), Signal(range(CLEAR_CYCLES))
         too_long, patience = Signal(), Signal(range(DRAIN_CYCLES))
-        m.d.sync += [self.start.eq(0), self.load_program.eq(0), self.fresh.eq(0), self.events.eq(0), self.drop.eq(0),
+        m.d.sync += [self.start.eq(0), self.load_program.eq(0), self.fresh.eq(0), self.events.eq(0),
+                     self.drop.eq(0),
                      too_long.eq(self.words > self.config.imem_words)]
         m.d.sync += quiet.eq(Mux(self.complete, quiet + (quiet != QUIET_CYCLES), 0))
 
@@ -127,12 +139,14 @@ class RunControl(wiring.Component):
                     m.d.sync += [self.done.eq(0), self.aborted.eq(0)]
                     end(self.error)
                 with m.Elif((rung | self.doorbell) & self.ready):
-                    m.d.sync += [rung.eq(0), self.fresh.eq(1), self.done.eq(0), self.failed.eq(0), self.aborted.eq(0),
+                    m.d.sync += [rung.eq(0), self.fresh.eq(1), self.done.eq(0), self.failed.eq(0),
+                                 self.aborted.eq(0),
                                  self.record.eq(0)]
                     m.next = "START"
             with m.State("START"):
                 with m.If(too_long):
-                    m.d.sync += [self.record.valid.eq(1), self.record.code.eq(Error.PC_RANGE), self.record.value.eq(self.words),
+                    m.d.sync += [self.record.valid.eq(1), self.record.code.eq(Error.PC_RANGE),
+                                 self.record.value.eq(self.words),
                                  self.failed.eq(1), self.stop.eq(1)]
                     m.next = "DRAIN"
                 with m.Elif(self.words.any()):
@@ -177,16 +191,19 @@ class RunControl(wiring.Component):
                 m.d.comb += self.state.eq(k)
         m.d.comb += [
             self.running.eq(fsm.ongoing("RUN")),
-            self.enable.eq(fsm.ongoing("START") | fsm.ongoing("LOAD") | fsm.ongoing("RUN") | fsm.ongoing("DRAIN")),
+            self.enable.eq(fsm.ongoing("START") | fsm.ongoing("LOAD") | fsm.ongoing("RUN")
+                           | fsm.ongoing("DRAIN")),
             self.busy.eq(~fsm.ongoing("IDLE") & ~(fsm.ongoing("CLEAR") & self.done) | rung),
         ]
         return m
 
 
 class Tile(wiring.Component):
-    """One Serrano tile; docs/architecture.md. Clock `clk`, synchronous reset `rst` (hold it for 16 cycles when the SRAM is in use).
+    """One Serrano tile; docs/architecture.md. Clock `clk`, synchronous reset `rst` (hold it for 16 cycles
+    when the SRAM is in use).
 
-    Members (flat names in the Verilog): `m_axi` AXI4 master to DRAM, `s_axil` AXI4-Lite registers (hw/csr_map.py), `irq` (level),
+    Members (flat names in the Verilog): `m_axi` AXI4 master to DRAM, `s_axil` AXI4-Lite registers
+    (hw/csr_map.py), `irq` (level),
     `noc_in`, `noc_out` (streams of FLIT_BITS bits: docs/noc.md).
     """
 
@@ -206,13 +223,14 @@ class Tile(wiring.Component):
         m.submodules.csr = csr = CsrFile(config)
         m.submodules.control = control = RunControl(config)
         m.submodules.watchdog = watchdog = Watchdog()
-        m.submodules.sram = sram = Sram(config, READS, WRITES)
+        m.submodules.sram = sram = Sram(config, READS, WRITES, first="stream")
         m.submodules.misc = misc = SharedRead(config, 2)
         m.submodules.program = program = ProgramMemory(config)
         sequencer, semaphores = Sequencer(config), Semaphores(config)
         load, store, matmul, vector = LoadEngine(config), StoreEngine(config), Matmul(config), Vector(config)
         m.submodules.noc = noc = NocPort(config)
-        for name, unit in (("sequencer", sequencer), ("semaphores", semaphores), ("load", load), ("store", store),
+        for name, unit in (("sequencer", sequencer), ("semaphores", semaphores), ("load", load),
+                           ("store", store),
                            ("matmul", matmul), ("vector", vector)):
             m.submodules[name] = cleared(unit)
         units = {LOAD: load, STORE: store, MATMUL: matmul, VECTOR: vector, SEND: noc}
@@ -221,10 +239,13 @@ class Tile(wiring.Component):
         wiring.connect(m, wiring.flipped(self.s_axil), csr.s_axil)
         self._axi(m, load, store)
         self._noc(m, noc, control)
-        for ports, unit, name in ((sram.stream, matmul, "stream"), (sram.scale, matmul, "scale"), (sram.stat, matmul, "stat"),
+        for ports, unit, name in ((sram.stream, matmul, "stream"), (sram.scale, matmul, "scale"),
+                                  (sram.stat, matmul, "stat"),
                                   (sram.a, vector, "a"), (sram.b, vector, "b"), (sram.d, vector, "d"),
-                                  (sram.store, store, "read"), (sram.misc, misc, "o"), (misc.i[0], sequencer, "lds"),
-                                  (misc.i[1], noc, "read"), (sram.drain, matmul, "drain"), (sram.vec, vector, "out"),
+                                  (sram.store, store, "read"), (sram.misc, misc, "o"),
+                                  (misc.i[0], sequencer, "lds"),
+                                  (misc.i[1], noc, "read"), (sram.drain, matmul, "drain"),
+                                  (sram.vec, vector, "out"),
                                   (sram.load, load, "write"), (sram.noc, noc, "write")):
             wiring.connect(m, getattr(unit, name), ports)
 
@@ -239,7 +260,8 @@ class Tile(wiring.Component):
             *(sequencer.entries[t].eq(program.entries[t]) for t in range(N)),
             *(sequencer.args[k].eq(getattr(csr, f"arg{k}")) for k in range(ARGS)),
             sequencer.start.eq(control.start), sequencer.stop.eq(control.stop),
-            *(getattr(engine, name).eq(getattr(csr, name)) for engine in (load, store) for name in ("dram_base", "dram_size")),
+            *(getattr(engine, name).eq(getattr(csr, name)) for engine in (load, store)
+              for name in ("dram_base", "dram_size")),
             load.stop.eq(control.stop), store.stop.eq(control.stop),
         ]
 
@@ -283,9 +305,11 @@ class Tile(wiring.Component):
         error = Signal(error_layout)
         m.d.comb += [
             busy.eq(Cat(units[t].busy for t in range(N))), queued.eq(Cat(ports[t].busy for t in range(N))),
-            control.doorbell.eq(csr.ctrl_doorbell), control.abort.eq(csr.ctrl_abort), control.words.eq(csr.prog_words),
+            control.doorbell.eq(csr.ctrl_doorbell), control.abort.eq(csr.ctrl_abort),
+            control.words.eq(csr.prog_words),
             control.ready.eq(sequencer.ready), control.loaded.eq(program.complete), control.error.eq(error),
-            control.complete.eq(sequencer.done & program.complete & semaphores.idle & ~busy.any() & ~queued.any()
+            control.complete.eq(sequencer.done & program.complete & semaphores.idle & ~busy.any()
+                                & ~queued.any()
                                 & ~error.valid),
             control.drained.eq(units[LOAD].idle & units[STORE].idle & units[SEND].idle),
             watchdog.run.eq(control.running), watchdog.limit.eq(csr.watchdog),
@@ -293,24 +317,30 @@ class Tile(wiring.Component):
         # First error wins; in one cycle, in this order.
         sources = [sequencer.error, *(units[t].error for t in (LOAD, STORE, MATMUL, VECTOR, SEND))]
         with m.If(~error.valid):
-            m.d.sync += [error.valid.eq(reduce(or_, (e.valid for e in sources)) | semaphores.error | watchdog.bark)]
+            m.d.sync += [error.valid.eq(reduce(or_, (e.valid for e in sources)) | semaphores.error
+                                        | watchdog.bark)]
             with m.If(watchdog.bark):
                 m.d.sync += [error.code.eq(Error.WATCHDOG), error.pc.eq(sequencer.stuck_pc),
                              error.value.eq(Cat(~sequencer.halted, busy | queued))]
             with m.If(semaphores.error):
-                m.d.sync += [error.code.eq(Error.SEM_OVERFLOW), error.pc.eq(0), error.value.eq(semaphores.error_sem)]
+                m.d.sync += [error.code.eq(Error.SEM_OVERFLOW), error.pc.eq(0),
+                             error.value.eq(semaphores.error_sem)]
             for source in reversed(sources):
                 with m.If(source.valid):
-                    m.d.sync += [error.code.eq(source.code), error.pc.eq(source.pc), error.value.eq(source.value)]
+                    m.d.sync += [error.code.eq(source.code), error.pc.eq(source.pc),
+                                 error.value.eq(source.value)]
         with m.If(control.clear):
             m.d.sync += error.valid.eq(0)
 
         m.d.comb += [
-            csr.status_busy.eq(control.busy), csr.status_done.eq(control.done), csr.status_error.eq(control.failed),
-            csr.status_aborted.eq(control.aborted), csr.status_loaded.eq(program.complete & program.loaded.any()),
+            csr.status_busy.eq(control.busy), csr.status_done.eq(control.done),
+            csr.status_error.eq(control.failed),
+            csr.status_aborted.eq(control.aborted),
+            csr.status_loaded.eq(program.complete & program.loaded.any()),
             csr.status_state.eq(control.state), csr.status_halted.eq(sequencer.halted),
             csr.status_waiting.eq(sequencer.waiting), csr.units_busy.eq(busy), csr.units_queued.eq(queued),
-            csr.err_code.eq(control.record.code), csr.err_pc.eq(control.record.pc), csr.err_value.eq(control.record.value),
+            csr.err_code.eq(control.record.code), csr.err_pc.eq(control.record.pc),
+            csr.err_value.eq(control.record.value),
             Cat(csr.irq_status_done, csr.irq_status_error, csr.irq_status_aborted).eq(control.events),
             units[SEND].tile_id.eq(csr.tile_id), self.irq.eq(csr.irq),
         ]
@@ -330,7 +360,8 @@ class Tile(wiring.Component):
         # Cycles since the first command, sampled while some unit works.
         begun, cycles = Signal(), Signal(32)
         working = Signal()
-        m.d.comb += working.eq(reduce(or_, (p.busy for p in ports.values())) | reduce(or_, (u.busy for u in units.values())))
+        m.d.comb += working.eq(reduce(or_, (p.busy for p in ports.values()))
+                               | reduce(or_, (u.busy for u in units.values())))
         with m.If(control.fresh):
             m.d.sync += [begun.eq(0), cycles.eq(0), csr.unit_cycles.eq(0)]
         with m.Elif(control.running):
@@ -339,6 +370,8 @@ class Tile(wiring.Component):
                 m.d.sync += csr.unit_cycles.eq(cycles + 1)
 
         m.d.sync += watchdog.progress.eq(reduce(or_, (
-            sequencer.progress, units[LOAD].count_read_beat, units[STORE].count_write_beat, units[MATMUL].count_block,
-            units[VECTOR].count_elements, units[SEND].count_in, units[SEND].count_out, *(u.signal.valid for u in units.values()),
+            sequencer.progress, units[LOAD].count_read_beat, units[STORE].count_write_beat,
+            units[MATMUL].count_block,
+            units[VECTOR].count_elements, units[SEND].count_in, units[SEND].count_out,
+            *(u.signal.valid for u in units.values()),
             units[LOAD].program.valid)))

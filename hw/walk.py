@@ -34,7 +34,8 @@ stationary_layout = data.StructLayout(
 
 class _Walker(wiring.Component):
     """Members: `command`, `o` (requests, payload in registers; `last` ends a command), `misaligned`: the
-    walker stopped at `o.payload.addr`, which is no multiple of what the format needs; `pc` of the request on `o`."""
+    walker stopped at `o.payload.addr`, which is no multiple of what the format needs; `pc` of the request
+    on `o`."""
 
     def __init__(self, layout):
         super().__init__(

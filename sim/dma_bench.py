@@ -1,7 +1,9 @@
-"""Cycle figures of the DMA engines: latencies, and bus utilisation of back-to-back transfers by length and alignment.
+"""Cycle figures of the DMA engines: latencies, and bus utilisation of back-to-back transfers by length and
+alignment.
 
 Usage: python -m sim.dma_bench [--config base] [--latency 1]
 """
+
 import argparse
 
 import numpy as np
@@ -27,7 +29,8 @@ def _first(sim: FastSim, ports: tuple[str, ...], cycles: int = 60) -> dict[str, 
 
 
 def latencies(config: TileConfig, memory: int = 10) -> dict[str, int]:
-    """Cycles from valid to valid in an idle engine: command to AR, R to SRAM write, command to AW, command to first W."""
+    """Cycles from valid to valid in an idle engine: command to AR, R to SRAM write, command to AW, command
+    to first W."""
     sim = make_sim(config)
     sim.timing(memory)
     sim.collect("load_signal")
@@ -39,15 +42,20 @@ def latencies(config: TileConfig, memory: int = 10) -> dict[str, int]:
         seen = _first(sim, (f"{name}_command_valid", address, "m_axi_rvalid", "wrote", "m_axi_wvalid"))
         found[f"command_to_{address[6:8]}"] = seen[address] - seen[f"{name}_command_valid"]
         if name == "load":  # the beat that completes the word is the last one
-            found["r_to_sram"] = seen["wrote"] - seen["m_axi_rvalid"] - (config.word_bytes // config.axi_bytes - 1)
+            found["r_to_sram"] = (
+                seen["wrote"] - seen["m_axi_rvalid"] - (config.word_bytes // config.axi_bytes - 1)
+            )
         else:
             found["command_to_w"] = seen["m_axi_wvalid"] - seen[f"{name}_command_valid"]
     sim.close()
     return found
 
 
-def utilisation(sim: FastSim, config: TileConfig, unit: str, length: int, near: int, far: int, runs: int = 1) -> dict[str, float]:
-    """Steady state of back-to-back transfers of `length` bytes whose SRAM and DRAM addresses are `near` and `far` modulo
+def utilisation(
+    sim: FastSim, config: TileConfig, unit: str, length: int, near: int, far: int, runs: int = 1
+) -> dict[str, float]:
+    """Steady state of back-to-back transfers of `length` bytes whose SRAM and DRAM addresses are `near` and
+    `far` modulo
     the word: beats on the bus per cycle (1 is the bound) and useful bytes per cycle over the bus width."""
     word = config.word_bytes
     pitch = -(-(length + 2 * word) // word) * word
@@ -56,15 +64,35 @@ def utilisation(sim: FastSim, config: TileConfig, unit: str, length: int, near: 
     for k in range(count):
         at = k % max(1, HALF // 2 // pitch - 1) * pitch
         ends = {"load": (at + far, at + near), "store": (at + near, at + far)}[unit]
-        transfers.append({"src": ends[0], "dst": ends[1], "len": length, "n1": runs, "src1": pitch, "dst1": pitch, "sig_b": 33})
-    sim.run_streams({f"{unit}_command": commands(LOAD if unit == "load" else STORE, transfers)},
-                    {f"{unit}_signal": count}, max_cycles=2_000_000)
+        transfers.append(
+            {
+                "src": ends[0],
+                "dst": ends[1],
+                "len": length,
+                "n1": runs,
+                "src1": pitch,
+                "dst1": pitch,
+                "sig_b": 33,
+            }
+        )
+    sim.run_streams(
+        {f"{unit}_command": commands(LOAD if unit == "load" else STORE, transfers)},
+        {f"{unit}_signal": count},
+        max_cycles=2_000_000,
+    )
     stamps = sim.stamps[f"{unit}_signal"]
     skip = count // 3  # the queues are full from here on
     cycles, n = int(stamps[-1] - stamps[skip]), (count - 1 - skip) * runs
     beats = -(-(far % config.axi_bytes + length) // config.axi_bytes)
-    return {"unit": unit, "len": length, "near": near, "far": far, "runs": runs, "beats_per_cycle": n * beats / cycles,
-            "utilisation": n * length / cycles / config.axi_bytes}
+    return {
+        "unit": unit,
+        "len": length,
+        "near": near,
+        "far": far,
+        "runs": runs,
+        "beats_per_cycle": n * beats / cycles,
+        "utilisation": n * length / cycles / config.axi_bytes,
+    }
 
 
 def bench(config: TileConfig = BASE, latency: int = 1) -> list[dict[str, float]]:
@@ -74,7 +102,12 @@ def bench(config: TileConfig = BASE, latency: int = 1) -> list[dict[str, float]]
     rng = np.random.default_rng(0)
     rows = []
     for unit in ("load", "store"):
-        for near, far in ((0, 0), (0, 4), (5, 3), *(tuple(map(int, rng.integers(0, config.word_bytes, 2))) for _ in range(2))):
+        for near, far in (
+            (0, 0),
+            (0, 4),
+            (5, 3),
+            *(tuple(map(int, rng.integers(0, config.word_bytes, 2))) for _ in range(2)),
+        ):
             rows += [utilisation(sim, config, unit, length, near, far) for length in LENGTHS]
     sim.check_protocol()
     sim.close()
@@ -82,18 +115,29 @@ def bench(config: TileConfig = BASE, latency: int = 1) -> list[dict[str, float]]
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sim.dma_bench", description="Cycle figures of the DMA engines.")
+    parser = argparse.ArgumentParser(
+        prog="python -m sim.dma_bench", description="Cycle figures of the DMA engines."
+    )
     parser.add_argument("--config", default=BASE.name)
     parser.add_argument("--latency", type=int, default=1, help="cycles of memory latency")
     args = parser.parse_args(argv)
     config = named(args.config)
-    print(f"{config.name}: {', '.join(f'{k} {v}' for k, v in latencies(config).items())} cycles; memory latency {args.latency}")
-    print("unit   near  far " + "".join(f"{length:>13d}" for length in LENGTHS) + "  (beats per cycle / utilisation)")
+    print(
+        f"{config.name}: {', '.join(f'{k} {v}' for k, v in latencies(config).items())} cycles; "
+        f"memory latency {args.latency}"
+    )
+    print(
+        "unit   near  far "
+        + "".join(f"{length:>13d}" for length in LENGTHS)
+        + "  (beats per cycle / utilisation)"
+    )
     rows = bench(config, args.latency)
     for k in range(0, len(rows), len(LENGTHS)):
-        line = rows[k:k + len(LENGTHS)]
-        print(f"{line[0]['unit']:6s}{line[0]['near']:5d}{line[0]['far']:5d} "
-              + "".join(f"  {r['beats_per_cycle']:5.3f}/{r['utilisation']:5.3f}" for r in line))
+        line = rows[k : k + len(LENGTHS)]
+        print(
+            f"{line[0]['unit']:6s}{line[0]['near']:5d}{line[0]['far']:5d} "
+            + "".join(f"  {r['beats_per_cycle']:5.3f}/{r['utilisation']:5.3f}" for r in line)
+        )
     return 0
 
 

@@ -6,7 +6,8 @@ from amaranth.sim import Simulator
 from hw.axi_checker import AxiChecker, Violation
 from hw.config import TileConfig
 
-CONFIG = TileConfig(columns=2, sram_banks=4, sram_bytes=8192, axi_data_bits=32, axi_burst_beats=16, axi_outstanding=2)
+CONFIG = TileConfig(columns=2, sram_banks=4, sram_bytes=8192, axi_data_bits=32, axi_burst_beats=16,
+                    axi_outstanding=2)
 
 
 def channel(name, **fields):
@@ -38,15 +39,16 @@ def b(**fields):
 LEGAL = {
     "read of 3 beats": [{}, ar(addr=0x100, len=2), r(), r(ready=0), r(), r(last=1)],
     "read up to a page end": [{}, ar(addr=0xFF1, len=3)],
-    "two reads, the second asked while the first is answered": [{}, ar(len=0, id=1), ar(len=1, id=2) | r(last=1, id=1), r(id=2),
-                                                                r(id=2, last=1)],
-    "a slot is free in the cycle of the last beat's successor": [{}, ar(), ar(), r(last=1), ar() | r(last=1), r(last=1)],
+    "two reads, the second asked while the first is answered":
+        [{}, ar(len=0, id=1), ar(len=1, id=2) | r(last=1, id=1), r(id=2), r(id=2, last=1)],
+    "a slot is free after the last beat": [{}, ar(), ar(), r(last=1), ar() | r(last=1), r(last=1)],
     "write": [{}, aw(len=1), w(), w(last=1), {}, b()],
     "response in the next cycle": [{}, aw(id=3) | w(last=1), b(id=3), aw(id=2) | w(last=1), b(id=2)],
     "data before address": [{}, w(), w(last=1), aw(len=1), b()],
     "unaligned write": [{}, aw(addr=0x203, len=1), w(strb=8), w(strb=7, last=1), b()],
     "no strobes": [{}, aw(), w(strb=0, last=1), b()],
-    "waiting": [{}, aw(ready=0, addr=64), aw(ready=0, addr=64) | w(ready=0, data=5, last=1), aw(addr=64) | w(data=5, last=1)],
+    "waiting": [{}, aw(ready=0, addr=64), aw(ready=0, addr=64) | w(ready=0, data=5, last=1),
+                aw(addr=64) | w(data=5, last=1)],
     "error responses": [{}, ar() | aw() | w(last=1), r(resp=2, last=1) | b(resp=3)],
     "256 beats": [{}, aw(len=255), *[w()] * 255, w(last=1), b()],
 }

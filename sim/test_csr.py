@@ -1,4 +1,5 @@
-"""Register file over AXI4-Lite with stalls on every channel, counters, interrupt; the generated pages are up to date."""
+"""Register file over AXI4-Lite with stalls on every channel, counters, interrupt; the generated pages are up
+to date."""
 import random
 import shutil
 import subprocess
@@ -95,8 +96,10 @@ def test_every_register(stall):
         writable = {r.name: r for r in REGISTERS if r.access == "rw"}
         for r in REGISTERS:
             value = await host.read(r.offset)
-            assert value == (constants[r.name] if r.name in constants else r.reset if r.name in writable else 0), r.name
-        values = {name: rng.getrandbits(32) & (7 if name == "IRQ_ENABLE" else 0xFFFFFFFF) for name in writable}
+            assert value == (constants[r.name] if r.name in constants else r.reset if r.name in writable
+                             else 0), r.name
+        values = {name: rng.getrandbits(32) & (7 if name == "IRQ_ENABLE" else 0xFFFFFFFF)
+                  for name in writable}
         for name in rng.sample(sorted(values), len(values)):
             await host.write(offset(name), values[name])
         await host.write(offset("ID"), 0)
@@ -117,8 +120,10 @@ def test_every_register(stall):
 
 def test_literal_offsets():
     """What software outside this repository relies on."""
-    assert [(n, offset(n)) for n in ("ID", "CTRL", "STATUS", "IRQ_STATUS", "PROG_ADDR", "ERR_CODE", "ARG0", "CYCLES_LO")] == [
-        ("ID", 0), ("CTRL", 0x20), ("STATUS", 0x24), ("IRQ_STATUS", 0x2C), ("PROG_ADDR", 0x30), ("ERR_CODE", 0x50),
+    assert [(n, offset(n)) for n in ("ID", "CTRL", "STATUS", "IRQ_STATUS", "PROG_ADDR", "ERR_CODE", "ARG0",
+                                     "CYCLES_LO")] == [
+        ("ID", 0), ("CTRL", 0x20), ("STATUS", 0x24), ("IRQ_STATUS", 0x2C), ("PROG_ADDR", 0x30),
+                                         ("ERR_CODE", 0x50),
         ("ARG0", 0x60), ("CYCLES_LO", 0x100)]
     used = [r.offset for r in REGISTERS]
     assert len(set(used)) == len(used) and all(o % 4 == 0 and o < 1 << 12 for o in used)
@@ -224,6 +229,7 @@ def test_pages_are_up_to_date(name):
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 def test_c_header(tmp_path):
     (tmp_path / "r.h").write_text(csr_map.c_header())
-    (tmp_path / "t.c").write_text('#include "r.h"\n_Static_assert(SERRANO_CTRL == 0x20 && SERRANO_STATUS_STATE_MASK == 0x700 && '
-                                  'SERRANO_STATUS_STATE_SHIFT == 8 && SERRANO_ERROR_WATCHDOG == 8, "registers");\n')
+    (tmp_path / "t.c").write_text(
+        '#include "r.h"\n_Static_assert(SERRANO_CTRL == 0x20 && SERRANO_STATUS_STATE_MASK == 0x700 && '
+        'SERRANO_STATUS_STATE_SHIFT == 8 && SERRANO_ERROR_WATCHDOG == 8, "registers");\n')
     subprocess.run(["cc", "-Wall", "-Werror", "-fsyntax-only", "t.c"], cwd=tmp_path, check=True)

@@ -1,4 +1,5 @@
-"""FpAdd, FpMul, IntScaleToFloat, Sfu and the combinational helpers equal golden.arith bit for bit, at their stated latency."""
+"""FpAdd, FpMul, IntScaleToFloat, Sfu and the combinational helpers equal golden.arith bit for bit, at their
+stated latency."""
 
 import numpy as np
 import pytest
@@ -62,7 +63,8 @@ def bits(x):
 
 
 def operands(seed: int, n: int):
-    """Pairs of bit patterns: all pairs of corners, uniform patterns, close exponents, cancellations, sparse fractions."""
+    """Pairs of bit patterns: all pairs of corners, uniform patterns, close exponents, cancellations, sparse
+    fractions."""
     rng = np.random.default_rng(seed)
 
     def word(size):
@@ -80,7 +82,8 @@ def operands(seed: int, n: int):
         + rng.integers(-3, 4, k).astype(np.uint32)
         + (rng.integers(-1, 2, k) << 23).astype(np.uint32)
     )
-    # Exponents whose sum lies at the edges of the range, for products; fractions of few ones hit ties and all-ones.
+    # Exponents whose sum lies at the edges of the range, for products; fractions of few ones hit ties and
+    # all-ones.
     exp = rng.integers(0, 255, k)
     other = np.clip(np.where(rng.integers(0, 2, k), 381, 127) - exp + rng.integers(-2, 3, k), 0, 254)
     fill = np.where(rng.integers(0, 2, k), 0x7FFFFF, 0).astype(np.uint32)
@@ -99,7 +102,8 @@ def operands(seed: int, n: int):
 
 
 def run(dut, inputs: dict, outputs: dict) -> dict:
-    """Feed one row of `inputs` a cycle; `outputs`: {member: latency} -> what each shows that many cycles after its inputs."""
+    """Feed one row of `inputs` a cycle; `outputs`: {member: latency} -> what each shows that many cycles
+    after its inputs."""
     rows = [(getattr(dut, name), [int(v) for v in values]) for name, values in inputs.items()]
     n = len(rows[0][1])
     got = {name: [] for name in outputs}
@@ -163,13 +167,38 @@ def test_int_scale_to_float(width):
     check(run(dut, {"i": i, "e": e, "nan": nan}, {"o": 3})["o"], expected, i + (1 << 32), e + 2048, nan)
 
 
+def round_sensitive(rng, n: int) -> np.ndarray:
+    """Arguments in [1, 4) and, for exp2, [0, 1), whose result depends on the rounding of the product T1 *
+    lo."""
+    frac = rng.integers(0, 1 << 23, 1 << 20).astype(np.uint32)
+    found = []
+    for name, index, lo in (
+        ("exp2", frac >> 13, frac & 8191),
+        ("recip", frac >> 13, frac & 8191),
+        ("rsqrt", frac >> 14, frac & 16383),
+        ("rsqrt", 512 + (frac >> 14), (frac & 16383) * 2),
+    ):
+        t0, t1 = (t.view(np.float32)[index].astype(np.float64) for t in arith.tables()[name])
+        product = t1 * (lo * 2.0**-23)
+        once, twice = (t0 + product).astype(np.float32), (t0 + product.astype(np.float32)).astype(np.float32)
+        hit = frac[once != twice][:n]
+        assert len(hit) > 20
+        odd = name == "rsqrt" and index[0] >= 512
+        found.append(
+            bits(hit * 2.0**-23) if name == "exp2" else hit | np.uint32(0x40000000 if odd else 0x3F800000)
+        )
+    return np.concatenate(found)
+
+
 def table_inputs(seed, n):
-    """Uniform patterns, arguments of exp2 around its whole range, every table node and its neighbours, tiny |x|."""
+    """Uniform patterns, arguments of exp2 around its whole range, every table node and its neighbours, tiny
+    |x|."""
     rng = np.random.default_rng(seed)
     nodes = (np.arange(1024, dtype=np.uint32) << 13) + np.uint32(0x3F800000)
     return np.concatenate(
         (
             CORNERS,
+            round_sensitive(rng, 100),
             rng.integers(0, 1 << 32, n, np.uint32),
             bits(rng.uniform(-130, 130, n)),
             bits(rng.normal(0, 1, n)),

@@ -70,7 +70,9 @@ def test_buffer(name, stall_in, stall_out):
 
 @pytest.mark.parametrize("name, least, most", [("skid", 2, 2), ("fifo2", 2, 3), ("fifo16", 16, 17)])
 def test_capacity(name, least, most):
-    """With the output blocked a buffer takes its depth (and what its output register holds), then stops; reset empties it."""
+    """With the output blocked a buffer takes its depth (and what its output register holds), then stops;
+    reset empties it.
+    """
     sim = unit()
     sim.stream_stall(f"{name}_i", 0.0)
     sim.stream_stall(f"{name}_o", 1.0)
@@ -105,7 +107,9 @@ def test_merge(stall, stall_out):
 @pytest.mark.parametrize("count", [1, 2, 3, 12])
 @pytest.mark.parametrize("seed", range(2))
 def test_round_robin(count, seed):
-    """Against the definition: the first requestor at or after the turn; the turn moves past it only on `advance`."""
+    """Against the definition: the first requestor at or after the turn; the turn moves past it only on
+    `advance`.
+    """
     dut, rng = RoundRobin(count), np.random.default_rng([seed, count])
 
     async def bench(ctx):

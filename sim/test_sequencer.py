@@ -1,4 +1,5 @@
-"""Program memory, sequencer, semaphores and command ports together, against golden.machine's view of the same program."""
+"""Program memory, sequencer, semaphores and command ports together, against golden.machine's view of the same
+program."""
 import random
 from functools import cache
 
@@ -11,7 +12,8 @@ from amaranth.sim import Simulator
 from golden.machine import Machine, MachineError
 from hw.command import CommandPort
 from hw.config import TINY
-from hw.isa import (BY_OP, ENTRY_WORDS, LOAD, MATMUL, SEND, STORE, UNIT_OPS, VECTOR, Alu, Error, Op, R, encode_seq,
+from hw.isa import (BY_OP, ENTRY_WORDS, LOAD, MATMUL, SEND, STORE, UNIT_OPS, VECTOR, Alu, Error, Op, R,
+                    encode_seq,
                     encode_unit)
 from hw.semaphores import Semaphores
 from hw.sequencer import ProgramMemory, Sequencer
@@ -25,12 +27,14 @@ class Bench(wiring.Component):
 
     def __init__(self, config):
         super().__init__({})
-        self.program, self.sequencer, self.semaphores = ProgramMemory(config), Sequencer(config), Semaphores(config)
+        self.program, self.sequencer = ProgramMemory(config), Sequencer(config)
+        self.semaphores = Semaphores(config)
         self.ports = [CommandPort(UNITS[t]) for t in range(5)]
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.program, m.submodules.sequencer, m.submodules.semaphores = self.program, self.sequencer, self.semaphores
+        m.submodules.program, m.submodules.sequencer = self.program, self.sequencer
+        m.submodules.semaphores = self.semaphores
         q, p = self.sequencer, self.program
         m.submodules += self.ports
         m.d.comb += [p.addr.eq(q.addr), q.data.eq(p.data), q.loaded.eq(p.loaded), q.complete.eq(p.complete)]
@@ -79,6 +83,7 @@ class Driver:
         self.log = {t: [] for t in range(5)}
         self.signals = {t: [] for t in range(5)}
         self.read, self.delay, self.loading = None, 0, False
+        self.order = []  # threads, in the order in which their commands were taken
 
     def load(self, ctx):
         """Program words, with pauses."""
@@ -96,7 +101,8 @@ class Driver:
         if self.read is not None:
             self.delay -= 1
             if self.delay == 0:
-                ctx.set(port.data, int.from_bytes(self.sram[self.read * w:self.read * w + w].tobytes(), "little"))
+                ctx.set(port.data, int.from_bytes(self.sram[self.read * w:self.read * w + w].tobytes(),
+                                                  "little"))
                 ctx.set(port.valid, 1)
                 self.read = None
         elif ctx.get(port.req.valid):
@@ -115,7 +121,9 @@ class Driver:
         if free and ctx.get(port.o.valid):
             command = ctx.get(port.o.payload)
             sigs = {f: command[f] for f in ("sig_a", "sig_b", "sig_c")}
-            self.log[t].append((command["pc"], {o.name: command[o.name] for o in UNITS[t].operands}, command["mask"], sigs))
+            self.log[t].append((command["pc"], {o.name: command[o.name] for o in UNITS[t].operands},
+                                command["mask"], sigs))
+            self.order.append(t)
             queue += [sem for sem in sigs.values() if sem]
 
     async def tick(self, ctx):
@@ -167,7 +175,8 @@ class Runs:
             if quiet > 8:
                 self.result = None, cycle - quiet
                 return
-        raise TimeoutError(f"threads {ctx.get(q.halted):05b} halted, {ctx.get(q.waiting):05b} waiting, first at {ctx.get(q.stuck_pc)}")
+        raise TimeoutError(f"threads {ctx.get(q.halted):05b} halted, {ctx.get(q.waiting):05b} waiting, "
+                           f"first at {ctx.get(q.stuck_pc)}")
 
 
 runs = cache(Runs)
@@ -208,7 +217,8 @@ def li(rd, imm):
 
 def dump(*registers):
     """SEND whose operands show up to five registers."""
-    return encode_unit(Op.SEND, {name: R(r, 3 * r) for name, r in zip(("tile", "src", "dst", "len", "sem"), registers)})
+    return encode_unit(Op.SEND, {name: R(r, 3 * r) for name, r in zip(("tile", "src", "dst", "len", "sem"),
+                                                                      registers)})
 
 
 HALT = encode_seq(Op.HALT)
@@ -219,14 +229,17 @@ def test_alu(func):
     rng = random.Random(int(func))
     code = []
     for _ in range(8):
-        a, b, imm = (rng.choice((0, 1, 31, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, rng.getrandbits(32))) for _ in range(3))
-        code += li(1, a) + li(2, b) + alu(func, 3, 1, 2, imm) + alu(func, 4, 1, 0, imm) + alu(func, 0, 1, 2, imm) + dump(3, 4, 0)
+        a, b, imm = (rng.choice((0, 1, 31, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, rng.getrandbits(32)))
+                     for _ in range(3))
+        code += li(1, a) + li(2, b) + alu(func, 3, 1, 2, imm) + alu(func, 4, 1, 0, imm)
+        code += alu(func, 0, 1, 2, imm) + dump(3, 4, 0)
     check(link({SEND: code + HALT}))
 
 
 def test_registers_are_private_and_zero():
     code = dump(1, 7, 15) + li(15, 0xDEADBEEF) + dump(15, 0)
-    check(link({SEND: code + HALT, LOAD: li(1, 5) + encode_unit(Op.LOAD, {"src": R(1), "dst": R(7), "len": R(15)}) + HALT}))
+    load = li(1, 5) + encode_unit(Op.LOAD, {"src": R(1), "dst": R(7), "len": R(15)})
+    check(link({SEND: code + HALT, LOAD: load + HALT}))
 
 
 def test_every_unit_all_operands_and_defaults():
@@ -235,8 +248,9 @@ def test_every_unit_all_operands_and_defaults():
     for t, ins in UNITS.items():
         code = li(3, 1000)
         for present in (ins.operands, (), ins.operands[::3], ins.operands[-1:]):
-            code += encode_unit(ins.op, {o.name: rng.getrandbits(32) if o.raw else R(rng.choice((0, 3)), rng.randrange(-9, 9))
-                                         for o in present}, sig_a=0, sig_b=rng.randrange(1, 9), sig_c=0)
+            values = {o.name: rng.getrandbits(32) if o.raw else R(rng.choice((0, 3)), rng.randrange(-9, 9))
+                      for o in present}
+            code += encode_unit(ins.op, values, sig_a=0, sig_b=rng.randrange(1, 9), sig_c=0)
         threads[t] = code + HALT
     check(link(threads), slow=0.8)
 
@@ -248,7 +262,8 @@ def loop(body, count=0, reg=0):
 def test_loops():
     inner = loop(alu(Alu.ADD, 2, 2, 0, 1) + loop(alu(Alu.ADD, 3, 3, 2), 2), 3)
     code = loop(inner + loop(li(9, 1), 0) + loop(li(9, 2), -5) + dump(2, 3, 9), 2)
-    code += li(5, 3) + loop(alu(Alu.ADD, 6, 6, 0, 7), 1, reg=5) + loop(loop(loop(loop(alu(Alu.ADD, 7, 7, 0, 1), 2), 2), 2), 2)
+    code += li(5, 3) + loop(alu(Alu.ADD, 6, 6, 0, 7), 1, reg=5)
+    code += loop(loop(loop(loop(alu(Alu.ADD, 7, 7, 0, 1), 2), 2), 2), 2)
     check(link({SEND: code + dump(6, 7) + HALT, VECTOR: loop(alu(Alu.ADD, 1, 1, 0, 1), 5) + HALT}))
 
 
@@ -257,7 +272,8 @@ def test_wait_signal():
     threads = {}
     for t, ins in UNITS.items():
         body = encode_seq(Op.WAIT, sem=10 + t, count=2) + alu(Alu.ADD, 1, 1, 0, 1)
-        body += encode_unit(ins.op, {ins.operands[-1].name: 5 if ins.operands[-1].raw else R(1)}, sig_b=10 + (t + 1) % 5)
+        body += encode_unit(ins.op, {ins.operands[-1].name: 5 if ins.operands[-1].raw else R(1)}, sig_b=10
+                            + (t + 1) % 5)
         body += encode_seq(Op.SIGNAL, sem=10 + (t + 1) % 5, count=1)
         start = encode_seq(Op.SIGNAL, sem=10, count=2) if t == 0 else []
         threads[t] = start + loop(body, 6) + encode_seq(Op.WAIT, sem=0, count=7) + HALT
@@ -267,8 +283,28 @@ def test_wait_signal():
 def test_wait_holds_the_command_but_not_its_operands():
     """The command is complete only when the wait is over; a later wait and LDS come after it."""
     send = encode_seq(Op.WAIT, sem=1, count=1) + dump(1, 2) + encode_seq(Op.WAIT, sem=2, count=3) + HALT
-    delay = loop(alu(Alu.MUL, 1, 1, 0, 3), 20) + encode_seq(Op.SIGNAL, sem=1, count=1) + encode_seq(Op.SIGNAL, sem=2, count=3)
+    delay = loop(alu(Alu.MUL, 1, 1, 0, 3), 20)
+    delay += encode_seq(Op.SIGNAL, sem=1, count=1) + encode_seq(Op.SIGNAL, sem=2, count=3)
     check(link({SEND: send, LOAD: delay + HALT}))
+
+
+def test_order_across_threads():
+    """What follows a WAIT happens after what precedes the SIGNAL: commands, and signals passed on."""
+    image = link({
+        LOAD: loop(alu(Alu.MUL, 1, 1, 0, 3), 20) + encode_unit(Op.LOAD, {})
+        + encode_seq(Op.SIGNAL, sem=1, count=2) + HALT,
+        SEND: encode_seq(Op.WAIT, sem=1, count=1) + dump(1, 2) + HALT,
+        STORE: encode_seq(Op.WAIT, sem=1, count=1) + encode_seq(Op.SIGNAL, sem=2, count=1) + HALT,
+        VECTOR: encode_seq(Op.WAIT, sem=2, count=1) + encode_unit(Op.VECTOR, {"n0": 1}) + HALT})
+    check(image)
+    driver = runs(CONFIG).job[2]
+    assert driver.order[0] == LOAD and sorted(driver.order) == [LOAD, VECTOR, SEND]
+
+
+def test_full_command_port():
+    """Bursts wait for room in the port of a unit that does not take its commands; other threads go on."""
+    full = encode_unit(Op.VECTOR, {o.name: 7 for o in BY_OP[Op.VECTOR].operands})
+    check(link({VECTOR: full * 8 + HALT, SEND: dump(1) * 3 + HALT}), slow=0.99)
 
 
 def test_lds_and_arg():
@@ -288,7 +324,8 @@ def test_random_threads(seed):
         for _ in range(rng.randrange(1, 5)):
             kind = rng.randrange(8)
             if kind < 3:
-                code += alu(rng.choice(list(Alu)), *(rng.randrange(16) for _ in range(3)), rng.getrandbits(32))
+                code += alu(rng.choice(list(Alu)), *(rng.randrange(16) for _ in range(3)),
+                            rng.getrandbits(32))
             elif kind == 3:
                 code += li(rng.randrange(16), rng.getrandbits(32))
             elif kind == 4:
@@ -299,8 +336,11 @@ def test_random_threads(seed):
                 code += encode_seq(Op.SIGNAL, sem=rng.randrange(1, 60), count=rng.randrange(1, 9))
             else:
                 present = rng.sample(ins.operands, rng.randrange(len(ins.operands) + 1))
-                code += encode_unit(ins.op, {o.name: rng.getrandbits(32) if o.raw else R(rng.randrange(16), rng.randrange(-99, 99))
-                                             for o in present}, sig_a=rng.choice((0, 61)), sig_b=rng.choice((0, 62)))
+                values = {o.name: rng.getrandbits(32) if o.raw
+                          else R(rng.randrange(16), rng.randrange(-99, 99))
+                          for o in present}
+                code += encode_unit(ins.op, values, sig_a=rng.choice((0, 61)),
+                                    sig_b=rng.choice((0, 62)))
         return code
     threads = {t: body(ins, 0) + body(ins, 0) + HALT for t, ins in UNITS.items()}
     check(link(threads), slow=rng.choice((0, 0.9)), seed=seed, load_stall=rng.choice((0, 0.7)))
@@ -308,15 +348,18 @@ def test_random_threads(seed):
 
 LONG = encode_unit(Op.SEND, {"tile": 0, "src": 0})
 ERRORS = {
-    "opcode": [0x3F], "zero": [0], "undefined bits": [int(Op.HALT) | 1 << 20], "undefined ALU bits": [int(Op.ALU) | 1 << 25, 0],
+    "opcode": [0x3F], "zero": [0], "undefined bits": [int(Op.HALT) | 1 << 20],
+    "undefined ALU bits": [int(Op.ALU) | 1 << 25, 0],
     "mask": [int(Op.SEND), 0x20], "wrong thread": encode_unit(Op.LOAD, {}), "function": alu(10, 1),
-    "wait sem 0 count 0": encode_seq(Op.WAIT, sem=0, count=0), "wait count": encode_seq(Op.WAIT, sem=1, reg=1, count=0xFFFF),
+    "wait sem 0 count 0": encode_seq(Op.WAIT, sem=0, count=0),
+    "wait count": encode_seq(Op.WAIT, sem=1, reg=1, count=0xFFFF),
     "signal count 0": encode_seq(Op.SIGNAL, sem=3, count=0), "arg": encode_seq(Op.ARG, rd=1, index=9),
     "end": encode_seq(Op.END), "deep": loop(loop(loop(loop(loop(li(2, 2), 1), 1), 1), 1), 1),
     "lds alignment": encode_seq(Op.LDS, 6, rd=1), "lds range": encode_seq(Op.LDS, CONFIG.sram_bytes, rd=1),
     "skip": encode_seq(Op.LOOP, 0, skip=999),
     "overflow": encode_seq(Op.SIGNAL, sem=3, count=65535) * 2,
-    "pc": [], "cut ALU": alu(Alu.ADD, 1)[:1], "cut mask": LONG[:1], "cut operands": LONG[:-1], "cut halt bits": LONG[:2],
+    "pc": [], "cut ALU": alu(Alu.ADD, 1)[:1], "cut mask": LONG[:1], "cut operands": LONG[:-1],
+    "cut halt bits": LONG[:2],
 }
 
 
@@ -352,7 +395,8 @@ def test_semaphore_numbers():
 
 
 def test_cycles():
-    """A lone thread: 8 cycles an instruction; operand words stream one per cycle; five threads share the pipeline."""
+    """A lone thread: 8 cycles an instruction; operand words stream one per cycle; five threads share the
+    pipeline."""
     one = check(link({SEND: li(1, 1) * 20 + HALT})) - check(link({SEND: li(1, 1) * 10 + HALT}))
     assert one == 80
     many = len(BY_OP[Op.VECTOR].operands)

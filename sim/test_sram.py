@@ -1,4 +1,4 @@
-"""Banked SRAM: contents, order, visibility, latency, and what the arbiters grant to scheduled and random patterns."""
+"""Banked SRAM: contents, order, visibility, latency, and the grants of scheduled and random patterns."""
 
 from functools import cache
 
@@ -110,24 +110,28 @@ def test_concurrent(seed):
     data.view("<u4")[:] = np.arange(1, count + 1)[:, None]  # version in every 4 bytes
     addr = hot[rng.integers(0, 8, count)]
     for a in hot:
-        unit().run_streams({"vec": write_items([a], np.zeros((1, BYTES), np.uint8), np.ones((1, BYTES), bool))}, {})
+        unit().run_streams({"vec": write_items([a], np.zeros((1, BYTES), np.uint8), np.ones((1, BYTES)) > 0)}, {})
     requests = {name: hot[rng.integers(0, 8, count)] for name in READS}
     sim = unit()
+    stall = dict.fromkeys(("vec", *READS), 0.2)
     out = sim.run_streams({"vec": write_items(addr, data, np.ones((count, BYTES), bool)), **requests},
-                          {f"{name}_out": count for name in READS}, stall={name: 0.2 for name in ("vec", *READS)})
+                          {f"{name}_out": count for name in READS}, stall=stall)
     seen = 0
     for name, asked in requests.items():
         versions = out[f"{name}_out"].view("<u4")
         assert (versions == versions[:, :1]).all(), "torn word"
         for a in hot:
             mine = versions[asked == a, 0]
-            assert (np.diff(mine.astype(int)) >= 0).all() and set(mine) <= {0, *(np.flatnonzero(addr == a) + 1)}
+            assert (np.diff(mine.astype(int)) >= 0).all()
+            assert set(mine) <= {0, *(np.flatnonzero(addr == a) + 1)}
             seen += len(set(mine))
     assert seen > 100, "the reads did not race"
 
 
 def test_latency_and_visibility():
-    """READ_LATENCY from acceptance to data; a write is visible to a read accepted when `busy` falls; reset drops requests."""
+    """READ_LATENCY from acceptance to data; a write is visible to a read accepted when `busy` falls; reset
+    drops requests.
+    """
     dut = Sram(CONFIG, ("a",), ("w",))
 
     async def bench(ctx):

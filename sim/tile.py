@@ -56,10 +56,10 @@ class RtlDevice:
         for i, a in enumerate(args):
             self.write(f"ARG{i}", a)
         self.sim.stats(clear=True)
-        start, first = time.perf_counter(), self.sim.cycles
+        start, first = time.process_time(), self.sim.cycles
         self.write("CTRL", 1)
         self.sim.run_until_irq(max_cycles)
-        seconds, cycles = time.perf_counter() - start, self.sim.cycles - first
+        seconds, cycles = time.process_time() - start, self.sim.cycles - first
         status = self.read("IRQ_STATUS")
         self.write("IRQ_STATUS", status)
         if status & 2:

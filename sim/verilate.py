@@ -84,10 +84,15 @@ def randomize_init(verilog: str) -> str:
 
     Read-only memories keep their contents. What remains equal for every seed is what reset defines.
     """
+    return "".join(map(_randomize_module, re.split(r"(?m)^(?=module )", verilog)))
+
+
+def _randomize_module(verilog: str) -> str:
+    """Names of memories are local to a module."""
     memory = r"^\s+(\\\S+ |[^\s\[\\]+)\["  # plain or escaped identifier, indexed
     written = set(re.findall(memory + r"[^\n]*\]\s*<= ", verilog, re.M))
     verilog = re.sub(
-        r"^(  reg (?:\[\d+:0\] )?\S+) += \d+'[hd][0-9a-fx]+;$", r"\1;", verilog, flags=re.M
+        r"^(  reg (?:\[\d+:0\] )?(?:\\\S+ |\S+)) *= \d+'[hd][0-9a-fx]+;$", r"\1;", verilog, flags=re.M
     )
 
     def initial(match: re.Match[str]) -> str:

@@ -265,11 +265,11 @@ def attention_decode(config: TileConfig, tokens: int, heads: int = 64, kv_heads:
     sq, sqs = alloc("q", heads * head_dim, 128), alloc("q scales", heads * nb, 128)
     buf = {x: [alloc(f"{x}{i}", nb * tokens * 32, 128) for i in range(2)] for x in "kv"}
     scales = {x: [alloc(f"{x}{i} scales", nb * tokens, 128) for i in range(2)] for x in "kv"}
-    sc = alloc("scores", tokens * w, 128)
-    mx, ls, rl = (alloc(x, w, 128) for x in ("max", "sum", "reciprocal"))
+    sc = [alloc(f"scores {i}", tokens * w, 128) for i in range(2)]
+    mx, ls, rl = ([alloc(f"{x} {i}", w, 128) for i in range(2)] for x in ("max", "sum", "reciprocal"))
     pb, pbs = tokens // 32 * c * 32, tokens // 32 * c
-    p, ps = alloc("p", nb * pb, 128), alloc("p scales", nb * pbs, 128)
-    o = alloc("o", head_dim * w, 128)
+    p, ps = ([alloc(f"{x} {i}", nb * size, 128) for i in range(2)] for x, size in (("p", pb), ("p scales", pbs)))
+    o = [alloc(f"o {i}", head_dim * w, 128) for i in range(2)]
     y, ys = alloc("y", heads * head_dim, 128), alloc("y scales", heads * nb + c, 128)
     piece = min(tokens, config.psum_depth)
     pieces = [(i, min(piece, tokens - i)) for i in range(0, tokens, piece)]
@@ -283,30 +283,38 @@ def attention_decode(config: TileConfig, tokens: int, heads: int = 64, kv_heads:
     t.signal(s["vs_free"], 2)
     t.load(src=q_at, dst=sq, len=heads * head_dim)
     t.load(src=qs_at, dst=sqs, len=heads * nb, sig_b=s["q"])
-    m.signal(s["scores_free"], 1)
-    m.signal(s["o_free"], 1)
+    for name in ("scores_free", "o_free"):
+        m.signal(s[name], 2)
     m.wait(s["q"])
-    v.signal(s["p_free"], 1)
-    for h in range(kv_heads):
-        b2 = h % 2
-        base = h * nb * tokens
+    v.signal(s["p_free"], 2)
+
+    def load_keys(h: int) -> None:
+        """Keys, and both scale rows."""
+        base, b2 = h * nb * tokens, h % 2
         t.wait(s["k_free"])
         t.wait(s["vs_free"])
         for x, done in (("k", 0), ("v", s["vs"])):
             t.load(src=scale_at[x] + base, dst=scales[x][b2], len=nb * tokens, sig_b=done)
-        for x in "kv":
-            if x == "v":
-                t.wait(s["v_free"])
-            for i, n in pieces:
-                t.load(src=at[x] + (base + i) * 32, dst=buf[x][b2] + i * 32, len=n * 32, n1=nb, src1=tokens * 32, dst1=tokens * 32, sig_b=s[x])
+        load_pieces(h, "k")
+
+    def load_pieces(h: int, x: str) -> None:
+        base, b2 = h * nb * tokens, h % 2
+        for i, n in pieces:
+            t.load(src=at[x] + (base + i) * 32, dst=buf[x][b2] + i * 32, len=n * 32, n1=nb, src1=tokens * 32, dst1=tokens * 32, sig_b=s[x])
+
+    def scores(h: int) -> None:
+        b2 = h % 2
         m.wait(s["scores_free"])
         for j, (i, n) in enumerate(pieces):
             m.wait(s["k"])
             last = j == len(pieces) - 1
             m.matmul(n=n, k=nb, rows=group, data=buf["k"][b2] + i * 32, data_pass=tokens * 32, scale=scales["k"][b2] + i, scale_pass=tokens,
                      stat=sq + h * group * head_dim, stat_pass=32, stat_row=head_dim, stat_scale=sqs + h * group * nb, stat_scale_pass=1,
-                     stat_scale_row=nb, out=sc + i * w, max_out=mx, max_first=int(j == 0),
+                     stat_scale_row=nb, out=sc[b2] + i * w, max_out=mx[b2], max_first=int(j == 0),
                      sig_a=s["k_free"] if last else 0, sig_b=s["scores"] if last else 0)
+
+    def values(h: int) -> None:
+        b2 = h % 2
         m.wait(s["p"])
         m.wait(s["o_free"])
         for j, (i, n) in enumerate(pieces):
@@ -315,21 +323,41 @@ def attention_decode(config: TileConfig, tokens: int, heads: int = 64, kv_heads:
             for b in range(nb):
                 end = last and b == nb - 1
                 m.matmul(n=32, k=n // 32, rows=group, transpose=1, first=int(j == 0), last=int(last), psum=32 * b,
-                         data=buf["v"][b2] + (b * tokens + i) * 32, data_pass=1024, stat=p + b * pb + i // 32 * c * 32, stat_pass=c * 32,
-                         stat_row=32, stat_scale=ps + b * pbs + i // 32 * c, stat_scale_pass=c,
-                         **(dict(out=o + 32 * b * w) if last else {}), **(dict(sig_a=s["v_free"], sig_b=s["o"], sig_c=s["p_free"]) if end else {}))
+                         data=buf["v"][b2] + (b * tokens + i) * 32, data_pass=1024, stat=p[b2] + b * pb + i // 32 * c * 32, stat_pass=c * 32,
+                         stat_row=32, stat_scale=ps[b2] + b * pbs + i // 32 * c, stat_scale_pass=c,
+                         **(dict(out=o[b2] + 32 * b * w) if last else {}), **(dict(sig_a=s["v_free"], sig_b=s["o"], sig_c=s["p_free"]) if end else {}))
+
+    def softmax(h: int) -> None:
+        b2 = h % 2
         v.wait(s["p_free"])
-        v.wait(s["scores"])
         v.wait(s["vs"])
+        v.wait(s["scores"])
         for b in range(nb):
             end = b == nb - 1
-            v.vector(n0=tokens, a=sc, x2="-s1", s1=mx, func="exp2", b=scales["v"][b2] + b * tokens, b_type="e8m0", x3="b",
-                     **(dict(red_op="sum_t3", red=ls) if b == 0 else {}), out_mode="int8", out=p + b * pb, qs=ps + b * pbs,
-                     overlap=int(b > 0), **(dict(sig_a=s["scores_free"], sig_b=s["p"], sig_c=s["vs_free"]) if end else {}))
-        v.vector(n0=1, a=ls, func="recip", out=rl)
+            v.vector(n0=tokens, a=sc[b2], x2="-s1", s1=mx[b2], func="exp2", b=scales["v"][b2] + b * tokens, b_type="e8m0", x3="b",
+                     **(dict(red_op="sum_t3", red=ls[b2]) if b == 0 else {}), out_mode="int8", out=p[b2] + b * pb, qs=ps[b2] + b * pbs,
+                     overlap=1, **(dict(sig_a=s["scores_free"], sig_b=s["p"], sig_c=s["vs_free"]) if end else {}))
+
+    def output(h: int) -> None:
+        b2 = h % 2
+        v.vector(n0=1, a=ls[b2], func="recip", out=rl[b2])
         v.wait(s["o"])
-        v.vector(n0=head_dim, a=o, x1="s0", s0=rl, out_mode="int8", rows=group, out=y + h * group * 32, o0=32, o1=heads * 32,
+        v.vector(n0=head_dim, a=o[b2], x1="s0", s0=rl[b2], out_mode="int8", rows=group, out=y + h * group * 32, o0=32, o1=heads * 32,
                  qs=ys + h * group, o2=heads, sig_a=s["o_free"], sig_b=s["y"])
+
+    # Scores of one head ahead of the values of the one before, in every thread.
+    load_keys(0)
+    scores(0)
+    softmax(0)
+    for h in range(kv_heads):
+        if h + 1 < kv_heads:
+            load_keys(h + 1)
+            scores(h + 1)
+            softmax(h + 1)
+        t.wait(s["v_free"])
+        load_pieces(h, "v")
+        values(h)
+        output(h)
     pr.store.wait(s["y"], kv_heads)
     pr.store.store(src=y, dst=y_at, len=heads * head_dim)
     pr.store.store(src=ys, dst=ys_at, len=heads * nb)

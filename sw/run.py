@@ -27,6 +27,7 @@ class Run:
     """From the issue of the first unit instruction to the completion of the last."""
     counters: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    """Processor time of the simulation."""
 
 
 class Device(Protocol):
@@ -46,8 +47,9 @@ class Device(Protocol):
 class MachineDevice:
     """The golden instruction-level model as a device."""
 
-    def __init__(self, config: TileConfig, trace: bool = False):
-        self.config, self.trace = config, trace
+    def __init__(self, config: TileConfig, trace: bool = False, schedule: int | None = None):
+        """schedule: seed of a random order of threads and units, to show races."""
+        self.config, self.trace, self.schedule = config, trace, schedule
         self.machine: Machine | None = None
 
     @property
@@ -60,7 +62,7 @@ class MachineDevice:
 
     def run(self, address: int, words: int, args: Sequence[int] = ()) -> Run:
         assert self.machine is not None
-        self.machine.run(address, words, args)
+        self.machine.run(address, words, args, schedule=None if self.schedule is None else np.random.default_rng(self.schedule))
         return Run()
 
 

@@ -32,6 +32,16 @@ def test_equals_golden(spec: BlockSpec, name: str, tokens: int, steps: int) -> N
     assert np.array_equal(got.view(np.uint32), np.concatenate(want).view(np.uint32))
 
 
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("spec,name", [(RAGGED, "base"), (MOE, "base"), (NARROW, "ecp5")], ids=lambda v: getattr(v, "name", v))
+def test_no_race(spec: BlockSpec, name: str, seed: int) -> None:
+    """Any order in which units may run gives the same bits: no semaphore is missing."""
+    x = np.random.default_rng(seed).normal(0, 1, (20, spec.hidden)).astype(np.float32)
+    params = random_params(spec, 3)
+    plain, shuffled = (run_block(MachineDevice(config.named(name), schedule=s), spec, params, x[:17], x[17:]) for s in (None, seed))
+    assert np.array_equal(plain.view(np.uint32), shuffled.view(np.uint32))
+
+
 @pytest.mark.parametrize("change,message", [
     (dict(heads=7), "heads"), (dict(head_dim=24), "head_dim"), (dict(window=0), "window"), (dict(max_tokens=33), "max_tokens"),
     (dict(act="relu"), "act"), (dict(experts=2, top_k=3), "top_k")])

@@ -1,4 +1,5 @@
 """AXI memory for the benches: cocotbext-axi slaves on a bytearray, with random latency, stalls and failing addresses."""
+
 import random
 from typing import Any
 
@@ -25,6 +26,7 @@ class _Read(AxiRamRead):
             if r.rresp != AxiResp.OKAY:
                 r.rresp = owner.response
             await send(r)
+
         self.r_channel.send = respond
 
     async def _read(self, address: int, length: int) -> bytes:
@@ -44,6 +46,7 @@ class _Write(AxiRamWrite):
             if b.bresp != AxiResp.OKAY:
                 b.bresp = owner.response
             await send(b)
+
         self.b_channel.send = respond
 
     async def _write(self, address: int, data: bytes) -> None:
@@ -73,8 +76,13 @@ class Memory:
     def stall(self, fraction: float) -> None:
         """Every channel waits in about that fraction of its cycles, some beats and responses come much later."""
         self.slow = fraction
-        for channel in (self.read_if.ar_channel, self.read_if.r_channel, self.write_if.aw_channel,
-                        self.write_if.w_channel, self.write_if.b_channel):
+        for channel in (
+            self.read_if.ar_channel,
+            self.read_if.r_channel,
+            self.write_if.aw_channel,
+            self.write_if.w_channel,
+            self.write_if.b_channel,
+        ):
             channel.set_pause_generator(pauses(self.rng, fraction) if fraction else None)
             if not fraction:
                 channel.pause = False

@@ -3,6 +3,7 @@
 All agents of a bench run in one coroutine: in every cycle each first sees the settled values of the cycle that
 ends, then drives those of the next one.
 """
+
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -71,7 +72,9 @@ class Source:
     """Drives an input stream of the design from a queue."""
 
     def __init__(self, dut: Any, name: str, pause: Iterator[bool]):
-        self.valid, self.ready, self.payload = (getattr(dut, f"{name}_{x}") for x in ("valid", "ready", "payload"))
+        self.valid, self.ready, self.payload = (
+            getattr(dut, f"{name}_{x}") for x in ("valid", "ready", "payload")
+        )
         self.queue: deque[int] = deque()
         self.pause, self.offered, self.sent = pause, False, 0
         self.valid.value = 0
@@ -101,7 +104,9 @@ class Sink:
 
     def __init__(self, dut: Any, name: str, pause: Iterator[bool]):
         self.name = name
-        self.valid, self.ready, self.payload = (getattr(dut, f"{name}_{x}") for x in ("valid", "ready", "payload"))
+        self.valid, self.ready, self.payload = (
+            getattr(dut, f"{name}_{x}") for x in ("valid", "ready", "payload")
+        )
         self.items: list[int] = []
         self.pause, self.taking, self.held = pause, False, -1
         self.ready.value = 0
@@ -130,14 +135,31 @@ class MemoryPorts:
 
     LATENCY = 5
 
-    def __init__(self, bench: Bench, memory: bytearray, word: int, reads: Iterable[str], writes: Iterable[str], stall: float):
+    def __init__(
+        self,
+        bench: Bench,
+        memory: bytearray,
+        word: int,
+        reads: Iterable[str],
+        writes: Iterable[str],
+        stall: float,
+    ):
         self.memory, self.word, self.rng, self.stall, self.now = memory, word, bench.rng, stall, 0
         self.address_bits = (len(memory) // word - 1).bit_length()
         dut = bench.dut
-        self.reads = [_ReadPort(*(getattr(dut, f"{n}_{x}") for x in ("req_valid", "req_ready", "req_payload", "valid", "data")))
-                      for n in reads]
-        self.writes = [_WritePort(*(getattr(dut, f"{n}_{x}") for x in ("req_valid", "req_ready", "req_payload", "busy")))
-                       for n in writes]
+        self.reads = [
+            _ReadPort(
+                *(
+                    getattr(dut, f"{n}_{x}")
+                    for x in ("req_valid", "req_ready", "req_payload", "valid", "data")
+                )
+            )
+            for n in reads
+        ]
+        self.writes = [
+            _WritePort(*(getattr(dut, f"{n}_{x}") for x in ("req_valid", "req_ready", "req_payload", "busy")))
+            for n in writes
+        ]
         self.read_count = self.write_count = 0
         bench.agents.append(self)
 
@@ -151,7 +173,7 @@ class MemoryPorts:
     def _read(self, p: "_ReadPort") -> None:
         if p.taking and int(p.req_valid.value):
             at = int(p.req.value) * self.word
-            word = int.from_bytes(self.memory[at:at + self.word], "little")
+            word = int.from_bytes(self.memory[at : at + self.word], "little")
             delay = self.LATENCY - 1 + (self.rng.randrange(6) if self.rng.random() < self.stall else 0)
             p.pending.append((max(self.now + delay, p.pending[-1][0] + 1 if p.pending else 0), word))
             self.read_count += 1
@@ -186,7 +208,13 @@ class MemoryPorts:
 
 class _ReadPort:
     def __init__(self, req_valid: Any, req_ready: Any, req: Any, valid: Any, data: Any):
-        self.req_valid, self.req_ready, self.req, self.valid, self.data = req_valid, req_ready, req, valid, data
+        self.req_valid, self.req_ready, self.req, self.valid, self.data = (
+            req_valid,
+            req_ready,
+            req,
+            valid,
+            data,
+        )
         self.pending: deque[tuple[int, int]] = deque()
         self.taking = self.answering = False
         req_ready.value = valid.value = data.value = 0

@@ -1,4 +1,5 @@
 """The bare systolic array: every dot product of the streamed blocks, against golden.formats.block_dot."""
+
 import cocotb
 import numpy as np
 from cocotb.triggers import RisingEdge
@@ -20,7 +21,9 @@ async def test_dot_products(dut, seed):
     """Passes of random length with gaps; the next pass's stationary blocks are loaded while this one streams."""
     bench = Bench(dut, seed)
     rng = np.random.default_rng(seed)
-    ports = {name: getattr(dut, f"array_{name}") for name in ("valid", "swap", "block", "write", "stationary")}
+    ports = {
+        name: getattr(dut, f"array_{name}") for name in ("valid", "swap", "block", "write", "stationary")
+    }
     for port in ports.values():
         port.value = 0
     await bench.start()
@@ -48,7 +51,9 @@ async def test_dot_products(dut, seed):
         for j in range(int(rng.integers(C, 12))):
             block = np.full(32, -128) if number == 0 else rng.integers(-128, 128, 32)
             dut.array_valid.value, dut.array_swap.value, dut.array_block.value = 1, int(j == 0), packed(block)
-            dots = block_dot(stationary, block, np.full(C, ONE), np.full(C, ONE), INT8, INT8).astype(np.float64)
+            dots = block_dot(stationary, block, np.full(C, ONE), np.full(C, ONE), INT8, INT8).astype(
+                np.float64
+            )
             # scale 2^0 and two int8 blocks: the float32 is the exact sum over 2^12
             expected[cycle + 1 + LATENCY] = (dots * 4096).astype(int).tolist()
             await tick()

@@ -1,4 +1,5 @@
 """The DMA engines with cocotbext-axi memory: queued descriptors, stalls and latencies everywhere, bus errors; data against numpy."""
+
 from typing import Any
 
 import cocotb
@@ -27,18 +28,32 @@ class DmaBench(Bench):
             getattr(dut, f"{engine}_stop").value = 0
         dut.load_boot_valid.value = 0
         dut.load_program_ready.value = 0
-        self.dram = Memory(DRAM_BYTES, self.rng, AxiReadBus.from_prefix(dut, "load_m_axi"),
-                           AxiWriteBus.from_prefix(dut, "store_m_axi"), dut.clk, dut.rst)
+        self.dram = Memory(
+            DRAM_BYTES,
+            self.rng,
+            AxiReadBus.from_prefix(dut, "load_m_axi"),
+            AxiWriteBus.from_prefix(dut, "store_m_axi"),
+            dut.clk,
+            dut.rst,
+        )
         self.dram.data[:] = self.random.integers(0, 256, DRAM_BYTES, np.uint8).tobytes()
-        self.sram = MemoryPorts(self, bytearray(self.random.integers(0, 256, SRAM, np.uint8).tobytes()), CONFIG.word_bytes,
-                                ("store_read",), ("load_write",), stall)
+        self.sram = MemoryPorts(
+            self,
+            bytearray(self.random.integers(0, 256, SRAM, np.uint8).tobytes()),
+            CONFIG.word_bytes,
+            ("store_read",),
+            ("load_write",),
+            stall,
+        )
         self.dram.stall(stall)
         self.commands: dict[str, Source] = {e: self.source(f"{e}_command") for e in ("load", "store")}
         self.signals = {e: self.sink(f"{e}_signal", stall) for e in ("load", "store")}
 
     def images(self) -> tuple[np.ndarray, np.ndarray]:
         """Copies of DRAM and SRAM as they are now."""
-        return np.frombuffer(bytes(self.dram.data), np.uint8).copy(), np.frombuffer(bytes(self.sram.memory), np.uint8).copy()
+        return np.frombuffer(bytes(self.dram.data), np.uint8).copy(), np.frombuffer(
+            bytes(self.sram.memory), np.uint8
+        ).copy()
 
     def compare(self, dram: np.ndarray, sram: np.ndarray, what: str) -> None:
         for name, want, got in zip(("DRAM", "SRAM"), (dram, sram), self.images()):
@@ -61,7 +76,9 @@ class DmaBench(Bench):
         got, seen = self.signals["load"].items, self.signals["store"].items
         await self.until(lambda: len(got) >= len(want) and len(seen) >= len(early + late), f"{what}: signals")
         assert got == want, f"{what}: LOAD signals"
-        assert [s for s in seen if s < 32] == early and [s for s in seen if s >= 32] == late, f"{what}: STORE signals"
+        assert [s for s in seen if s < 32] == early and [s for s in seen if s >= 32] == late, (
+            f"{what}: STORE signals"
+        )
         self.compare(dram, sram, what)
         assert not int(self.dut.load_error.value) and not int(self.dut.store_error.value)
 
@@ -102,10 +119,14 @@ async def test_bus_error(dut, unit, response, stall):
         await bench.until(lambda: int(error.value) & 1, "error", 20_000)
         word = int(error.value)
         value = max(queue[bad][far], position // burst * burst)
-        assert (word >> 1 & 15, word >> 5 & 0x3FFF, word >> 19) == (code, 10 + bad, value), f"case {case}: {word:#x}"
+        assert (word >> 1 & 15, word >> 5 & 0x3FFF, word >> 19) == (code, 10 + bad, value), (
+            f"case {case}: {word:#x}"
+        )
         dut.load_stop.value = dut.store_stop.value = 1
         await ClockCycles(dut.clk, 2)
-        await bench.until(lambda: int(dut.load_idle.value) and int(dut.store_idle.value), "idle after an error", 20_000)
+        await bench.until(
+            lambda: int(dut.load_idle.value) and int(dut.store_idle.value), "idle after an error", 20_000
+        )
         await ClockCycles(dut.clk, 100)
         assert signals.items == [32 + k for k in range(len(signals.items))] and len(signals.items) <= bad
         now_dram, now_sram = bench.images()
@@ -113,12 +134,14 @@ async def test_bus_error(dut, unit, response, stall):
             copy(*((dram, sram) if unit == "load" else (sram, dram)), t)
         failed = queue[bad]
         if unit == "load":
-            open_ = position // CONFIG.axi_bytes * CONFIG.axi_bytes - failed["src"]  # bytes in front of the failed beat
+            open_ = (
+                position // CONFIG.axi_bytes * CONFIG.axi_bytes - failed["src"]
+            )  # bytes in front of the failed beat
             free = slice(failed["dst"], failed["dst"] + max(open_, 0))
             sram[free] = now_sram[free]
         else:
             for t in queue[bad:]:  # what is on the bus already is written
-                dram[t["dst"]:t["dst"] + t["len"]] = now_dram[t["dst"]:t["dst"] + t["len"]]
+                dram[t["dst"] : t["dst"] + t["len"]] = now_dram[t["dst"] : t["dst"] + t["len"]]
         bench.compare(dram, sram, f"{unit}, case {case}")
         bench.commands[unit].queue.clear()
         bench.dram.bad = (0, 0)
@@ -128,5 +151,8 @@ async def test_bus_error(dut, unit, response, stall):
         bench.commands[unit].offered = False
         getattr(dut, f"{unit}_command_valid").value = 0
         await ClockCycles(dut.clk, 2)
-        await bench.play([{"src": 64, "dst": 4096, "len": 150, "sig_b": 1}], [{"src": 40000, "dst": HALF, "len": 90, "sig_b": 33}],
-                         "after an error")
+        await bench.play(
+            [{"src": 64, "dst": 4096, "len": 150, "sig_b": 1}],
+            [{"src": 40000, "dst": HALF, "len": 90, "sig_b": 33}],
+            "after an error",
+        )

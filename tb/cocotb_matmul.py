@@ -1,4 +1,5 @@
 """The matmul unit on hostile memory ports: MX matrix products against golden.formats.accumulate."""
+
 import cocotb
 import numpy as np
 
@@ -19,19 +20,34 @@ class Job:
 
     def __init__(self, rng: np.random.Generator, sram: np.ndarray, at: int):
         self.sram, self.at = sram, at
-        n, k, rows = int(rng.integers(1, CONFIG.psum_depth + 1)), int(rng.integers(1, 5)), int(rng.integers(1, C + 1))
+        n, k, rows = (
+            int(rng.integers(1, CONFIG.psum_depth + 1)),
+            int(rng.integers(1, 5)),
+            int(rng.integers(1, C + 1)),
+        )
         fw, fx = (int(f) for f in rng.integers(0, 3, 2))
         x, sx = self.blocks(rng, rows, k, fx)
         w, sw = self.blocks(rng, n, k, fw)
         one_pass = -(-n * formats.BLOCK_BYTES[fw] // 32) * 32
         stream = np.zeros((k, one_pass), np.uint8)
-        stream[:, :n * formats.BLOCK_BYTES[fw]] = formats.pack(w.transpose(1, 0, 2), fw).reshape(k, -1)
+        stream[:, : n * formats.BLOCK_BYTES[fw]] = formats.pack(w.transpose(1, 0, 2), fw).reshape(k, -1)
         stat = np.zeros((k, rows, PITCH[fx]), np.uint8)
-        stat[..., :formats.BLOCK_BYTES[fx]] = formats.pack(x.transpose(1, 0, 2), fx)
+        stat[..., : formats.BLOCK_BYTES[fx]] = formats.pack(x.transpose(1, 0, 2), fx)
         self.n, self.end = n, int(rng.integers(0, CONFIG.psum_depth - n + 1))
-        common = {"n": n, "k": k, "psum": self.end, "data": self.put(stream), "data_pass": one_pass,
-                  "scale": self.put(sw.T, 1), "scale_pass": n, "stat": self.put(stat), "stat_row": PITCH[fx],
-                  "stat_pass": PITCH[fx] * rows, "stat_scale": self.put(sx.T, 1), "stat_scale_pass": rows}
+        common = {
+            "n": n,
+            "k": k,
+            "psum": self.end,
+            "data": self.put(stream),
+            "data_pass": one_pass,
+            "scale": self.put(sw.T, 1),
+            "scale_pass": n,
+            "stat": self.put(stat),
+            "stat_row": PITCH[fx],
+            "stat_pass": PITCH[fx] * rows,
+            "stat_scale": self.put(sx.T, 1),
+            "stat_scale_pass": rows,
+        }
         flags = {"stream_fmt": fw, "stat_fmt": fx, "rows": rows}
         self.out = -(-self.at // LANE) * LANE
         self.at = self.out + (n + 1) * LANE
@@ -39,12 +55,21 @@ class Job:
         final = {"last": 1, "max": 1, "max_first": 1}
         if k > 1 and rng.random() < 0.5:  # the sums stay in the unit between two instructions
             cut = int(rng.integers(1, k))
-            rest = {name: common[name] + cut * common[f"{name}_pass"] for name in ("data", "scale", "stat", "stat_scale")}
-            self.instructions = [(common | {"k": cut}, flags | {"first": 1}), (common | rest | {"k": k - cut} | last, flags | final)]
+            rest = {
+                name: common[name] + cut * common[f"{name}_pass"]
+                for name in ("data", "scale", "stat", "stat_scale")
+            }
+            self.instructions = [
+                (common | {"k": cut}, flags | {"first": 1}),
+                (common | rest | {"k": k - cut} | last, flags | final),
+            ]
         else:
             self.instructions = [(common | last, flags | final | {"first": 1})]
         absent = C - rows
-        x, sx = np.pad(x, ((0, absent), (0, 0), (0, 0))), np.pad(sx, ((0, absent), (0, 0)), constant_values=127)
+        x, sx = (
+            np.pad(x, ((0, absent), (0, 0), (0, 0))),
+            np.pad(sx, ((0, absent), (0, 0)), constant_values=127),
+        )
         self.words = np.ascontiguousarray(formats.accumulate(x, sx, w, sw, fx, fw).T)
         self.best = arith.max_reduce(self.words, axis=0)
 
@@ -57,18 +82,22 @@ class Job:
     def put(self, values: np.ndarray, align: int = 32) -> int:
         at = -(-self.at // align) * align
         raw = np.ascontiguousarray(values).view(np.uint8).reshape(-1)
-        self.sram[at:at + len(raw)] = raw
+        self.sram[at : at + len(raw)] = raw
         self.at = at + len(raw)
         return at
 
     def expect(self, sram: np.ndarray) -> None:
         both = np.concatenate([self.words, self.best[None]]).astype(np.float32)
-        sram[self.out:self.out + both.nbytes] = both.view(np.uint8).reshape(-1)
+        sram[self.out : self.out + both.nbytes] = both.view(np.uint8).reshape(-1)
 
 
 def payload(operands: dict[str, int], flags: dict[str, int], sigs: tuple[int, int, int]) -> int:
     values = {o.name: operands.get(o.name, o.default) & 0xFFFFFFFF for o in MATMUL.operands}
-    values |= {"flags": pack(MATMUL_FLAGS, **flags), "pc": 1, "mask": 1 | sum(1 << MATMUL.index(name) for name in operands)}
+    values |= {
+        "flags": pack(MATMUL_FLAGS, **flags),
+        "pc": 1,
+        "mask": 1 | sum(1 << MATMUL.index(name) for name in operands),
+    }
     values |= dict(zip(("sig_a", "sig_b", "sig_c"), sigs))
     return sum(values[name] << field.offset for name, field in command_layout(MATMUL))
 
@@ -84,8 +113,14 @@ async def test_products(dut, seed, stall):
     while at < CONFIG.sram_bytes - 14000 and len(jobs) < 8:
         jobs.append(Job(rng, sram, at))
         at = jobs[-1].at
-    memory = MemoryPorts(bench, bytearray(sram.tobytes()), CONFIG.word_bytes,
-                         ("matmul_stream", "matmul_scale", "matmul_stat"), ("matmul_drain",), stall)
+    memory = MemoryPorts(
+        bench,
+        bytearray(sram.tobytes()),
+        CONFIG.word_bytes,
+        ("matmul_stream", "matmul_scale", "matmul_stat"),
+        ("matmul_drain",),
+        stall,
+    )
     commands, signals = bench.source("matmul_command", stall), bench.sink("matmul_signal", stall)
     instructions = [i for job in jobs for i in job.instructions]
     sigs = [(1 + i % 20, 21 + i % 20, 41 + i % 20 if i % 2 else 0) for i in range(len(instructions))]

@@ -1,4 +1,5 @@
 """The SRAM crossbar against a dictionary of versions: every port at once, random stalls, order, latency, `busy`."""
+
 import random
 from collections import deque
 from typing import Any
@@ -48,9 +49,12 @@ class Writer:
             self.valid.value = 0
         if self.left and not next(self.pause):
             self.left -= 1
-            mine = [w for w in range(WORDS) if w % len(SRAM_WRITES) == self.number][:self.hot]
+            mine = [w for w in range(WORDS) if w % len(SRAM_WRITES) == self.number][: self.hot]
             word = self.rng.choice(mine)
-            data, strobes = self.rng.getrandbits(8 * BYTES), self.rng.choice((0, 1, self.rng.getrandbits(BYTES), (1 << BYTES) - 1))
+            data, strobes = (
+                self.rng.getrandbits(8 * BYTES),
+                self.rng.choice((0, 1, self.rng.getrandbits(BYTES), (1 << BYTES) - 1)),
+            )
             mask = sum(0xFF << 8 * i for i in range(BYTES) if strobes >> i & 1)
             self.offered = word, self.model.versions[word][-1] & ~mask | data & mask
             self.payload.value = word | data << ADDRESS | strobes << ADDRESS + 8 * BYTES
@@ -66,7 +70,9 @@ class Reader:
         dut = bench.dut
         self.name, self.model, self.rng, self.left, self.bench = name, model, bench.rng, count, bench
         self.valid, self.ready, self.request, self.answer, self.data = (
-            getattr(dut, f"sram_{name}_{x}") for x in ("req_valid", "req_ready", "req_payload", "valid", "data"))
+            getattr(dut, f"sram_{name}_{x}")
+            for x in ("req_valid", "req_ready", "req_payload", "valid", "data")
+        )
         self.pause = pauses(bench.rng, stall)
         self.hot = hot
         self.word, self.offered = 0, False
@@ -84,8 +90,10 @@ class Reader:
             value, versions = int(self.data.value), self.model.versions[word]
             least = max(least, self.last.get(word, 0))  # a port never sees a word go back
             found = [i for i in range(least, len(versions)) if versions[i] == value]
-            assert found, (f"{self.name}: word {word} read as {value:#x}, which is none of versions {least}.."
-                           f"{len(versions) - 1}")
+            assert found, (
+                f"{self.name}: word {word} read as {value:#x}, which is none of versions {least}.."
+                f"{len(versions) - 1}"
+            )
             self.last[word] = found[0]
             self.answers += 1
         if self.offered:
@@ -119,7 +127,9 @@ async def test_all_ports(dut: Any, seed: int, stall: float, hot: int):
     for w in range(WORDS):
         model.versions[w] = [bench.rng.getrandbits(8 * BYTES)]
     fill = bench.source("sram_v_req")
-    fill.push(w | model.versions[w][0] << ADDRESS | (1 << BYTES) - 1 << ADDRESS + 8 * BYTES for w in range(WORDS))
+    fill.push(
+        w | model.versions[w][0] << ADDRESS | (1 << BYTES) - 1 << ADDRESS + 8 * BYTES for w in range(WORDS)
+    )
     await bench.start()
     await bench.until(lambda: fill.empty and not int(dut.sram_v_busy.value), "fill", 2000)
     bench.agents.remove(fill)

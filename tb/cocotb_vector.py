@@ -1,4 +1,5 @@
 """The vector unit on hostile memory ports: the VECTOR instructions of random programs, against golden.units.vector."""
+
 import cocotb
 import numpy as np
 
@@ -20,14 +21,20 @@ def instructions(seed: int) -> tuple[np.ndarray, list[tuple[dict[str, int], froz
     machine.run(0, len(program.image), program.args)
     assert machine.events is not None
     words = program.image.tolist()
-    found = [(dict(e.operands), frozenset(decode(words, e.pc).operands)) for e in machine.events if e.thread == "vector"]
+    found = [
+        (dict(e.operands), frozenset(decode(words, e.pc).operands))
+        for e in machine.events
+        if e.thread == "vector"
+    ]
     return machine.sram, found
 
 
 def payload(operands: dict[str, int], present: frozenset[str], sigs: tuple[int, int, int], pc: int) -> int:
     values = operands | {"mask": sum(1 << VECTOR.index(name) for name in present), "pc": pc}
     values |= dict(zip(("sig_a", "sig_b", "sig_c"), sigs))
-    return sum((values[name] & (1 << field.width) - 1) << field.offset for name, field in command_layout(VECTOR))
+    return sum(
+        (values[name] & (1 << field.width) - 1) << field.offset for name, field in command_layout(VECTOR)
+    )
 
 
 @cocotb.test(timeout_time=3, timeout_unit="ms")
@@ -36,8 +43,14 @@ async def test_random(dut, seed, stall):
     bench = Bench(dut, seed)
     sram, program = instructions(seed)
     assert len(program) > 5
-    memory = MemoryPorts(bench, bytearray(sram.tobytes()), CONFIG.word_bytes,
-                         ("vector_a", "vector_b", "vector_d"), ("vector_out",), stall)
+    memory = MemoryPorts(
+        bench,
+        bytearray(sram.tobytes()),
+        CONFIG.word_bytes,
+        ("vector_a", "vector_b", "vector_d"),
+        ("vector_out",),
+        stall,
+    )
     commands, signals = bench.source("vector_command", stall), bench.sink("vector_signal", stall)
     sigs = [(1 + i % 31, 32 + i % 16, 48 + i % 16 if i % 2 else 0) for i in range(len(program))]
     commands.push(payload(*p, s, pc) for pc, (p, s) in enumerate(zip(program, sigs)))

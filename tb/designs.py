@@ -1,4 +1,5 @@
 """The designs under test: all units of a tiny tile side by side (one Verilator build instead of six), and the tile."""
+
 from amaranth import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
@@ -23,8 +24,13 @@ class Units(wiring.Component):
 
     def __init__(self) -> None:
         self.units: dict[str, wiring.Component] = {
-            "array": SystolicArray(CONFIG), "matmul": Matmul(CONFIG), "vector": Vector(CONFIG), "load": LoadEngine(CONFIG),
-            "store": StoreEngine(CONFIG), "sram": Sram(SRAM_CONFIG, SRAM_READS, SRAM_WRITES)}
+            "array": SystolicArray(CONFIG),
+            "matmul": Matmul(CONFIG),
+            "vector": Vector(CONFIG),
+            "load": LoadEngine(CONFIG),
+            "store": StoreEngine(CONFIG),
+            "sram": Sram(SRAM_CONFIG, SRAM_READS, SRAM_WRITES),
+        }
         super().__init__({name: Out(unit.signature) for name, unit in self.units.items()})
 
     def elaborate(self, platform: object) -> Module:

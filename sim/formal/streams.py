@@ -20,7 +20,8 @@ def in_order(m: Module, i, o, pick, *, depth: int, capacity: int, latency: int) 
     """What `o` gives is what `i` took: nothing lost, duplicated, reordered or made up.
 
     pick: free input; the item accepted while it is high becomes the tracked token, any item of any execution.
-    depth: while fewer items are held, another is accepted. capacity: at most so many items are held. latency: a non-empty buffer is valid after so many cycles without output.
+    depth: while fewer items are held, another is accepted. capacity: at most so many items are held. latency:
+    a non-empty buffer is valid after so many cycles without output.
     """
     push, pull = i.valid & i.ready, o.valid & o.ready
     held, ahead = Signal(range(capacity + 2)), Signal(range(capacity + 2))

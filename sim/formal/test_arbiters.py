@@ -1,4 +1,4 @@
-"""RoundRobin and StreamArbiter: one grant, work-conserving, every requestor served within count - 1 grants to others."""
+"""RoundRobin and StreamArbiter: one grant, work-conserving, each served within count - 1 grants to others."""
 
 import pytest
 from amaranth import Cat, Const, Module, Mux, Signal
@@ -60,7 +60,8 @@ class Merge(wiring.Component):
         sent, waits = Signal(self.count), []
         for k in range(self.count):
             i = part.i[k]
-            m.d.comb += [i.valid.eq(self.i[k].valid), i.payload.eq(Cat(sent[k], Const(k, 2))), self.i[k].ready.eq(i.ready)]
+            m.d.comb += [i.valid.eq(self.i[k].valid), i.payload.eq(Cat(sent[k], Const(k, 2))),
+                         self.i[k].ready.eq(i.ready)]
             stable(m, self.i[k], Assume)
             seen, wait = Signal(name=f"seen_{k}"), Signal(range(self.count + 1), name=f"wait_{k}")
             with m.If(i.valid & i.ready):
@@ -70,7 +71,8 @@ class Merge(wiring.Component):
             mine = self.o.valid & (self.o.payload[1:] == k)
             with m.If(mine & self.o.ready):
                 m.d.sync += seen.eq(~seen)
-            m.d.comb += [Assert(~mine | (self.o.payload[0] == seen)), Assert((seen ^ sent[k]) == mine), Assert(wait < self.count)]
+            m.d.comb += [Assert(~mine | (self.o.payload[0] == seen)), Assert((seen ^ sent[k]) == mine),
+                         Assert(wait < self.count)]
             waits.append(wait)
         asked = Cat(s.valid for s in self.i).any() & (~self.o.valid | self.o.ready)
         owed = Signal()

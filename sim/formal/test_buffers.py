@@ -1,4 +1,4 @@
-"""SkidBuffer and Fifo: a symbolic token is never lost, duplicated, reordered or changed, with resets in any cycle."""
+"""SkidBuffer and Fifo: a symbolic token is never lost, duplicated, reordered or changed; free resets."""
 
 import pytest
 from amaranth import Module

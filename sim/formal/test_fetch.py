@@ -1,6 +1,8 @@
-"""Fetcher in front of a memory with arbitrary delays: every element, in order, with its word; responses always find room.
+"""Fetcher in front of a memory with arbitrary delays: every element, in order, with its word; responses
+always find room.
 
-Reduced in width only: 2-byte words, 4 of them, of arbitrary contents; addresses up to 16; at most 2 words requested and not delivered.
+Reduced in width only: 2-byte words, 4 of them, of arbitrary contents; addresses up to 16; at most 2 words
+requested and not delivered.
 """
 
 import pytest
@@ -34,7 +36,8 @@ class Fetching(wiring.Component):
     def __init__(self, source=fetch):
         self.part = source.Fetcher(CONFIG, DEPTH)
         super().__init__({
-            "i": In(stream.Signature(fetch.request_layout)), "o": Out(stream.Signature(fetch.element_layout(CONFIG))),
+            "i": In(stream.Signature(fetch.request_layout)),
+            "o": Out(stream.Signature(fetch.element_layout(CONFIG))),
             "grant": In(1), "answer": In(1), "pick": In(1),
         })
 
@@ -47,7 +50,7 @@ class Fetching(wiring.Component):
         stable(m, o)
         stable(m, read.req)
         m.d.comb += Assume(i.payload.addr < 16)
-        contents = Array([AnyConst(1) for _ in range(4)])  # one bit tells any two words apart in some execution
+        contents = Array([AnyConst(1) for _ in range(4)])  # one bit tells two words apart
 
         # Memory: accepts when it likes, answers in order when it likes.
         queue, queued = [Signal(2, name=f"queue_{n}") for n in range(DEPTH)], Signal(range(DEPTH + 2))
@@ -69,14 +72,16 @@ class Fetching(wiring.Component):
         token, tracked, failed = Signal(4), Signal(), Signal()
         m.d.sync += held.eq(held + push - pull)
         with m.If(~tracked & push & self.pick):
-            m.d.sync += [tracked.eq(1), token.eq(Cat(i.payload.addr[:3], i.payload.last)), ahead.eq(held - pull)]
+            m.d.sync += [tracked.eq(1), token.eq(Cat(i.payload.addr[:3], i.payload.last)),
+                         ahead.eq(held - pull)]
         with m.If(tracked & pull):
             m.d.sync += [tracked.eq(ahead != 0), ahead.eq(ahead - 1)]
         with m.If(i.valid & i.ready & bad):
             m.d.sync += failed.eq(1)
             m.d.comb += Assert(~failed)
         m.d.comb += [
-            Assert(part.error == failed), Assert(~(failed & i.ready)), Assert(held <= HELD), Assert(~o.valid | (held != 0)),
+            Assert(part.error == failed), Assert(~(failed & i.ready)), Assert(held <= HELD),
+            Assert(~o.valid | (held != 0)),
         ]
         with m.If(tracked & (ahead == 0) & o.valid):
             m.d.comb += [

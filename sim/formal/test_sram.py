@@ -1,6 +1,8 @@
-"""Banked SRAM, small: a read of any address returns the last write granted before it, on every port, in order.
+"""Banked SRAM, small: a read of any address returns the last write granted before it, on every port, in
+order.
 
-The configuration is reduced in width and depth only: 1-byte words, 2 banks of 2 words, 2 read and 2 write ports.
+The configuration is reduced in width and depth only: 1-byte words, 2 banks of 2 words, 2 read and 2 write
+ports.
 """
 
 from dataclasses import dataclass
@@ -34,7 +36,7 @@ CONFIG = SmallConfig(sram_banks=2, sram_bytes=4)
 
 
 class Memory(wiring.Component):
-    """Last-write property for one symbolic address and one symbolic read; `pick` chooses which read is followed."""
+    """Last-write property for one symbolic address and one read of it, chosen by `pick`."""
 
     def __init__(self, source=sram, reads=("a", "b"), writes=("v", "w"), bits=8):
         self.part = source.Sram(CONFIG, reads, writes)
@@ -54,7 +56,7 @@ class Memory(wiring.Component):
         ports = len(self.reads) + len(self.writes)
 
         # Expected contents of the address: `now` holds the writes granted in earlier cycles.
-        now, waits = Signal(8), []
+        now = Signal(8)
         for k, name in enumerate(self.writes, len(self.reads)):
             port, req = getattr(part, name), getattr(self, name)
             queue = [Signal(10, name=f"{name}_queue_{n}") for n in range(2)]  # {data, strobe, to the address}
@@ -78,7 +80,8 @@ class Memory(wiring.Component):
         for k, name in enumerate(self.reads):
             port, req = getattr(part, name), getattr(self, name)
             push, limit = req.valid & req.ready, sram.READ_LATENCY + 2
-            held, ahead = Signal(range(limit + 2), name=f"{name}_held"), Signal(range(limit + 2), name=f"{name}_ahead")
+            held = Signal(range(limit + 2), name=f"{name}_held")
+            ahead = Signal(range(limit + 2), name=f"{name}_ahead")
             tracked = Signal(name=f"{name}_tracked")
             m.d.sync += held.eq(held + push - port.valid)
             m.d.comb += [Assert(held <= limit), Assert(~port.valid | (held != 0))]
@@ -88,7 +91,8 @@ class Memory(wiring.Component):
                 m.d.sync += ahead.eq(ahead - 1)
                 with m.If(ahead == 0):
                     m.d.sync += tracked.eq(0)
-                    m.d.comb += [Assert(port.data[:self.bits] == past[-1][:self.bits]), Cover(port.data == 0xA5)]
+                    m.d.comb += [Assert(port.data[:self.bits] == past[-1][:self.bits]),
+                                 Cover(port.data == 0xA5)]
 
         # Nobody waits for more than ports - 1 cycles.
         for k in range(ports):
@@ -99,7 +103,7 @@ class Memory(wiring.Component):
 
 
 def test_proof():
-    """Unbounded for one reader and one writer and one bit of the word; bounded for two of each and whole words."""
+    """Unbounded for one reader, one writer and one bit; bounded for two of each and whole words."""
     prove(Memory(reads=("a",), writes=("w",), bits=1))
     prove_bounded(Memory(), 15)
     cover(Memory(reads=("a",), writes=("w",)), 9)

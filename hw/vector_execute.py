@@ -1,0 +1,309 @@
+"""The middle of the vector unit: joins the sources, starts one element per cycle, collects the results."""
+
+from amaranth import Cat, Const, Module, Mux, Signal, Value
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
+
+from . import fetch
+from .config import TileConfig
+from .fp import f32_to_bf16
+from .glue import Fifo
+from .ports import SEM_BITS
+from .quantiser import BlockMaximum, element_layout
+from .vector_front import BF16, CONSTANTS, F32, LANE_BF16, LANE_F32, SCALARS, issue_layout
+from .vector_lanes import FLUSH_END, NEG_ZERO, ONE, SUM_T3, SUM_T5, Lanes, Reducer, flush_blocks
+from .vector_writer import pick
+
+__all__ = ["OUT_DEPTH", "VectorExecute", "unpack"]
+
+OUT_DEPTH = 128
+"""Elements between the issue of an element and its write: the pipeline, and a block that waits for its
+maximum."""
+
+
+def unpack(m: Module, word: Value, offset: Value, kind: Value, columns: int, name: str) -> Value:
+    """C float32 from the element of type `kind` at byte `offset` of an SRAM word. What is used more than once
+    gets a name."""
+
+    def at(part, low, size, label):
+        bits = exact_log2(len(part) // (8 * size))
+        signal = Signal(8 * size, name=f"{name}_{label}")
+        m.d.comb += signal.eq(pick(part, offset[exact_log2(low) : exact_log2(low) + bits], 8 * size))
+        return signal
+
+    lanes = at(word, 4 * columns, 4 * columns, "lanes")
+    halves = at(word, 2 * columns, 2 * columns, "halves")
+    one = at(word, 4, 4, "word")
+    half = at(one, 2, 2, "half")
+    byte = at(half, 1, 1, "byte")
+    single = Signal(32, name=f"{name}_single")
+    m.d.comb += single.eq(
+        Mux(
+            kind == F32,
+            one,
+            Mux(kind == BF16, Cat(Const(0, 16), half), Cat(Const(0, 22), byte == 255, byte, Const(0, 1))),
+        )
+    )
+    bf16 = Cat(Cat(Const(0, 16), halves[16 * r : 16 * r + 16]) for r in range(columns))
+    return Mux(kind == LANE_F32, lanes, Mux(kind == LANE_BF16, bf16, single.replicate(columns)))
+
+
+class VectorExecute(wiring.Component):
+    """Everything between the fetchers and the writer, at one element per cycle.
+
+    Members: `command` (issue_layout); `a`, `b`, `d`: fetched elements, on `b` after the scalar lane words;
+    `sig_a`: semaphore of an instruction whose last element has been taken; `o`: results (element_layout; bf16
+    in the low half) of the instructions with an out mode, at most OUT_DEPTH at a time; `scales`: of quantised
+    blocks; `ready`, `clear`, `value`, `index`: see `Reducer`; `stop`: start nothing; counter events. From
+    instruction to instruction: one idle cycle per scalar lane word, 11 from sum to sum, and at least 14
+    cycles from first element to first element. Latency from an element to `o`: 2 + Lanes.latency + 3.
+    """
+
+    def __init__(self, config: TileConfig):
+        self.config = config
+        columns = config.columns
+        super().__init__(
+            {
+                "command": In(stream.Signature(issue_layout)),
+                **{name: In(stream.Signature(fetch.element_layout(config))) for name in "abd"},
+                "sig_a": Out(stream.Signature(SEM_BITS)),
+                "o": Out(stream.Signature(element_layout(columns))),
+                "scales": Out(stream.Signature(8 * columns)),
+                "ready": Out(2),
+                "clear": In(2),
+                "value": Out(64 * columns),
+                "index": Out(64 * columns),
+                "stop": In(1),
+                **{name: Out(1) for name in ("count_elements", "count_wait_source", "count_wait_sink")},
+            }
+        )
+
+    def elaborate(self, platform):
+        m = Module()
+        columns = self.config.columns
+        m.submodules.lanes = lanes = Lanes(columns)
+        m.submodules.reducer = reducer = Reducer(columns)
+        m.submodules.maximum = maximum = BlockMaximum(columns, 32)
+        m.submodules.results = results = Fifo(element_layout(columns), OUT_DEPTH)
+        wiring.connect(m, results.o, wiring.flipped(self.o))
+        wiring.connect(m, maximum.o, wiring.flipped(self.scales))
+        m.d.comb += [
+            self.ready.eq(reducer.ready),
+            self.value.eq(reducer.value),
+            self.index.eq(reducer.index),
+            reducer.clear.eq(self.clear),
+        ]
+        c = self.command.payload
+        a, b, d = self.a, self.b, self.d
+        word = 32 * columns
+
+        # Scalars of the next instruction: constants at once, lane words as they arrive on source B.
+        fresh, asked = Signal(init=1), Signal(len(SCALARS))
+        age = Signal(
+            range(lanes.clamp_at + 4), init=lanes.clamp_at + 3
+        )  # since the first element, saturating
+        alive = self.command.valid & ~self.stop
+        setup = alive & fresh & (age == lanes.clamp_at + 3)
+        pending = Mux(fresh, c.scalars, asked)
+        take_scalar = alive & (setup | ~fresh) & pending.any() & b.valid
+        lowest = pending & -pending
+        scalars = {name: Signal(word, name=name, reset_less=True) for name in SCALARS}
+        s3 = Signal(32, reset_less=True)
+        scalar_word = Signal(word)
+        m.d.comb += scalar_word.eq(pick(b.payload.data, b.payload.offset[exact_log2(4 * columns) :], word))
+        with m.If(setup):
+            m.d.sync += [fresh.eq(0), s3.eq(c.c3), asked.eq(pending)]
+            m.d.sync += [scalars[name].eq(c[CONSTANTS[name]].replicate(columns)) for name in SCALARS]
+        with m.If(take_scalar):
+            m.d.sync += asked.eq(pending & ~lowest)
+            for k, name in enumerate(SCALARS):
+                with m.If(lowest[k]):
+                    m.d.sync += scalars[name].eq(scalar_word)
+
+        # One element.
+        sums = (c.red_op == SUM_T5) | (c.red_op == SUM_T3)
+        flush = Signal(range(FLUSH_END + 1))
+        credits, has_credit = Signal(range(OUT_DEPTH + 1), init=OUT_DEPTH), Signal(init=1)
+        first, number, in_block = Signal(init=1), Signal(32), Signal(5)
+        last = a.payload.last
+        sig_busy = self.sig_a.valid & ~self.sig_a.ready
+        running = alive & (setup | ~fresh) & ~pending.any()
+        sources = a.valid & (b.valid | ~c.use_b) & (d.valid | ~c.use_d)
+        space = has_credit | (c.mode == 0)
+        free = ~(sums & (flush_blocks(flush) | (last & flush.any()))) & ~(last & sig_busy)
+        issue = Signal()
+        end = running & ((issue & last) | (c.empty & ~sig_busy))
+        m.d.comb += [
+            issue.eq(running & ~c.empty & sources & space & free),
+            a.ready.eq(issue),
+            b.ready.eq((issue & c.use_b) | take_scalar),
+            d.ready.eq(issue & c.use_d),
+            self.command.ready.eq(end),
+            self.count_elements.eq(issue),
+            self.count_wait_source.eq(running & ~c.empty & ~sources),
+            self.count_wait_sink.eq(running & ~c.empty & sources & ~space),
+        ]
+        block_end = Mux(c.block == 0, in_block == 31, Mux(c.block == 1, in_block == 15, in_block == 7)) | last
+        with m.If(issue):
+            m.d.sync += [first.eq(0), number.eq(number + 1), in_block.eq(Mux(block_end, 0, in_block + 1))]
+            with m.If(first):
+                m.d.sync += age.eq(0)
+        with m.If(age != lanes.clamp_at + 3):
+            with m.If(~(issue & first)):
+                m.d.sync += age.eq(age + 1)
+        with m.If(end):
+            m.d.sync += [
+                fresh.eq(1),
+                first.eq(1),
+                number.eq(0),
+                self.sig_a.valid.eq(c.sig_a != 0),
+                self.sig_a.payload.eq(c.sig_a),
+            ]
+        with m.Elif(self.sig_a.ready):
+            m.d.sync += self.sig_a.valid.eq(0)
+        with m.If(issue & last & sums):
+            m.d.sync += flush.eq(number[:3] + 1)
+        with m.Elif(flush == FLUSH_END):
+            m.d.sync += flush.eq(0)
+        with m.Elif(flush.any()):
+            m.d.sync += flush.eq(flush + 1)
+        popped = results.o.valid & results.o.ready
+        after = credits + popped - (issue & c.mode.any())
+        m.d.sync += [credits.eq(after), has_credit.eq(after != 0)]
+
+        # Unpack register.
+        ua, ub, ud = (Signal(word, name=f"unpacked_{name}", reset_less=True) for name in "abd")
+        u_valid = Signal()
+        u = Signal(issue_layout, reset_less=True)
+        u_first, u_last, u_end, u_number = Signal(), Signal(), Signal(), Signal(32)
+        m.d.sync += u_valid.eq(issue)
+        with m.If(issue):
+            m.d.sync += [
+                u.eq(c),
+                u_first.eq(first),
+                u_last.eq(last),
+                u_end.eq(block_end),
+                u_number.eq(number),
+            ]
+            for target, source, kind in (
+                (ua, a, c.flags.a_type),
+                (ub, b, c.flags.b_type),
+                (ud, d, c.flags.d_type),
+            ):
+                m.d.sync += target.eq(
+                    unpack(m, source.payload.data, source.payload.offset, kind, columns, target.name)
+                )
+
+        # Operand register: every factor and addend of the element is chosen here and waits inside of the
+        # lanes.
+        one, neg_zero = Const(ONE, 32).replicate(columns), Const(NEG_ZERO, 32).replicate(columns)
+
+        def choose(select, *options):
+            result = options[0]
+            for k, option in enumerate(options[1:], 1):
+                result = Mux(select == k, option, result)
+            return result
+
+        f = u.flags
+        flip = Cat((Const(0, 31), f.neg2 & (f.x2 != 0)) * columns)
+        hits = Signal(columns)
+        m.d.comb += hits.eq(
+            Cat(f.where & (scalars["s5"][32 * r : 32 * r + 32] == u_number) for r in range(columns))
+        )
+        spread = Cat(hit.replicate(32) for hit in hits)
+        addend2 = Signal(word, name="addend2")
+        m.d.comb += addend2.eq(choose(f.x4, neg_zero, ub, ud, s3.replicate(columns)))
+        p_valid, p_first, p_last, p_end = Signal(), Signal(), Signal(), Signal()
+        p = Signal(data.StructLayout({"mode": 2, "red_op": 3, "block": 2, "tag": 1}), reset_less=True)
+        operands = {
+            name: Signal(len(getattr(lanes, name)), name=f"p_{name}", reset_less=True)
+            for name in (
+                "a",
+                "factor1",
+                "addend1",
+                "factor2",
+                "addend2",
+                "hit",
+                "neg1",
+                "square",
+                "func",
+                "lo",
+                "hi",
+                "load",
+            )
+        }
+        m.d.sync += [p_valid.eq(u_valid), operands["load"].eq(u_valid & u_first)]
+        with m.If(u_valid):
+            m.d.sync += [
+                p_first.eq(u_first),
+                p_last.eq(u_last),
+                p_end.eq(u_end),
+                p.mode.eq(u.mode),
+                p.red_op.eq(u.red_op),
+                p.tag.eq(u.tag),
+                p.block.eq(u.block),
+                operands["a"].eq(ua),
+                operands["factor1"].eq(choose(f.x1, one, ua, ub, scalars["s0"])),
+                operands["addend1"].eq(choose(f.x2, neg_zero, ub, ud, scalars["s1"]) ^ flip),
+                operands["factor2"].eq(choose(f.x3, one, ub, ud, scalars["s2"])),
+                operands["addend2"].eq(Mux(f.where, (scalars["s4"] & spread) | (addend2 & ~spread), addend2)),
+                operands["hit"].eq(hits),
+                operands["neg1"].eq(f.neg1),
+                operands["square"].eq(f.x3 == 4),
+                operands["func"].eq(f.func),
+                operands["lo"].eq(f.lo),
+                operands["hi"].eq(f.hi),
+            ]
+        m.d.comb += [getattr(lanes, name).eq(operand) for name, operand in operands.items()]
+        m.d.comb += [lanes.low.eq(scalars["s4"]), lanes.high.eq(scalars["s5"])]
+
+        # What travels beside the lanes.
+        tail = Signal(
+            data.StructLayout({"first": 1, "last": 1, "end": 1, "mode": 2, "red_op": 3, "block": 2, "tag": 1})
+        )
+        m.d.comb += [
+            tail.first.eq(p_first),
+            tail.last.eq(p_last),
+            tail.end.eq(p_end),
+            tail.mode.eq(p.mode),
+            tail.red_op.eq(p.red_op),
+            tail.tag.eq(p.tag),
+            tail.block.eq(p.block),
+        ]
+        beside = Signal(len(tail.as_value()) + 1)
+        m.d.comb += beside.eq(Cat(p_valid, tail))
+        for k in range(lanes.latency):
+            stage = Signal(len(beside), name=f"beside_{k + 1}")
+            m.d.sync += stage.eq(beside)
+            beside = stage
+        out_valid, out = beside[0], data.View(tail.shape(), beside[1:])
+
+        m.d.comb += [
+            reducer.valid.eq(out_valid),
+            reducer.t3.eq(lanes.t3),
+            reducer.t5.eq(lanes.t5),
+            reducer.op.eq(out.red_op),
+            reducer.first.eq(out.first),
+            reducer.last.eq(out.last),
+            reducer.tag.eq(out.tag),
+            maximum.valid.eq(out_valid & (out.mode == 3)),
+            maximum.x.eq(lanes.t5),
+            maximum.end.eq(out.end),
+        ]
+        r_valid, r_last, r_quantise, r_word = Signal(), Signal(), Signal(), Signal(word, reset_less=True)
+        r_block = Signal(2)
+        m.d.sync += r_valid.eq(out_valid & out.mode.any())
+        with m.If(out_valid & out.mode.any()):
+            m.d.sync += [r_last.eq(out.last), r_quantise.eq(out.mode == 3), r_block.eq(out.block)]
+            for r in range(columns):
+                x = lanes.t5[32 * r : 32 * r + 32]
+                m.d.sync += r_word[32 * r : 32 * r + 32].eq(Mux(out.mode == 2, f32_to_bf16(x), x))
+        m.d.comb += [
+            results.i.valid.eq(r_valid),
+            results.i.payload.x.eq(r_word),
+            results.i.payload.last.eq(r_last),
+            results.i.payload.quantise.eq(r_quantise),
+            results.i.payload.block.eq(r_block),
+        ]
+        return m

@@ -7,7 +7,7 @@ one word per cycle therefore lose start-up cycles only (sim/test_sram.py has the
 
 from collections.abc import Sequence
 
-from amaranth import Array, Cat, Module, Signal
+from amaranth import Array, Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2

@@ -222,8 +222,8 @@ class VectorWriter(wiring.Component):
                 w.data.eq(index & ~c.empty.replicate(lane_word)),
             ]
 
-        # Refuse, or combine with the writes to the same word just before, then hand over to the request
-        # register.
+        # Refuse, or hand over to the request register. A write that waits there takes in those to the same word
+        # behind it: only then, as a stream of writes at half rate would trail a read stream from bank to bank.
         req = self.port.req
         word_data, strobes, misaligned = self._place(m, w)
         outside = w.addr[exact_log2(config.sram_bytes) :].any()
@@ -242,7 +242,7 @@ class VectorWriter(wiring.Component):
         move = ~req.valid | req.ready
         leave, take_write = Signal(), Signal()
         m.d.comb += [
-            leave.eq(move & held & ~(coming & same)),
+            leave.eq(move & held),
             take_write.eq(coming & (~held | same | move)),
             room.eq(~full | take_write | (null & idle & ~self.error.valid)),
         ]
@@ -261,7 +261,7 @@ class VectorWriter(wiring.Component):
                 held.eq(1),
                 held_ends.eq(w.ends),
                 held_addr.eq(word_addr),
-                held_strobes.eq(strobes | (held_strobes & same.replicate(config.word_bytes))),
+                held_strobes.eq(strobes | (held_strobes & (same & ~leave).replicate(config.word_bytes))),
             ]
             for k in range(config.word_bytes):
                 with m.If(strobes[k]):

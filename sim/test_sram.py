@@ -110,7 +110,8 @@ def test_concurrent(seed):
     data.view("<u4")[:] = np.arange(1, count + 1)[:, None]  # version in every 4 bytes
     addr = hot[rng.integers(0, 8, count)]
     for a in hot:
-        unit().run_streams({"vec": write_items([a], np.zeros((1, BYTES), np.uint8), np.ones((1, BYTES)) > 0)}, {})
+        zero = write_items([a], np.zeros((1, BYTES), np.uint8), np.ones((1, BYTES), bool))
+        unit().run_streams({"vec": zero}, {})
     requests = {name: hot[rng.integers(0, 8, count)] for name in READS}
     sim = unit()
     stall = dict.fromkeys(("vec", *READS), 0.2)

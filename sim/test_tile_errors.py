@@ -2,7 +2,6 @@
 
 After each of them the next program must run correctly, without a reset.
 """
-from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from golden.machine import Machine, MachineError
 from hw.config import TINY
 from hw.isa import LOAD, MATMUL, MATMUL_FLAGS, SEND, STORE, VECTOR, VECTOR_FLAGS, VECTOR_FLAGS2, Error, Op, R
 from hw.isa import encode_seq, encode_unit, pack
+from sim.fastsim import SimTimeout
 from sim.tile import RtlDevice, TileError
 from sw.assembler import Program
 from sw.random_programs import RandomProgram, random_program
@@ -31,6 +31,19 @@ PC = 7
 def device() -> RtlDevice:
     """One tile for all tests: that is what shows that it recovers."""
     return RtlDevice(TINY, dram_bytes=DRAM_BYTES, random_init=True, seed=5, watchdog=WATCHDOG)
+
+
+@pytest.fixture(autouse=True)
+def calm():
+    """Memory and registers as a test expects them, whatever a failed one left behind."""
+    tile = device()
+    tile.sim.timing(40)
+    tile.sim.stall(0.0)
+    tile.sim.clear_errors()
+    if status(tile)["busy"] or tile.sim.get("irq"):
+        tile.sim.reset(16)
+    tile.write("WATCHDOG", WATCHDOG)
+    yield
 
 
 class Good(NamedTuple):
@@ -218,3 +231,389 @@ def test_program_error(name: str) -> None:
             machine.run(0, len(program))
         assert (info.value.code, info.value.pc, info.value.value) == (code, pc, value & 0xFFFFFFFF), "the model"
     expect(device(), program, code, pc, value)
+
+
+# ------------------------------------------------------------ program memory
+
+def test_pc_range() -> None:
+    """Past the end, into the middle of nowhere, in the middle of an instruction, longer than the memory."""
+    tile = device()
+    no_halt = image(LOAD)[:-1]
+    expect(tile, no_halt, Error.PC_RANGE, 7, 7)
+    expect(tile, [0, 0, 900, 0, 0, 1], Error.PC_RANGE, 900, 900)
+    expect(tile, image(VECTOR, *SEQ(Op.LOOP, 0, skip=5000)), Error.PC_RANGE, PC + 5000, PC + 5000)
+    for words in (load(), mm(), SEQ(Op.LI, 3, rd=1)):  # cut off
+        thread = MATMUL if words[0] & 63 == Op.MATMUL else LOAD
+        for keep in range(1, len(words)):
+            program = image(thread, *words[:keep])[:-1]
+            expect(tile, program, Error.PC_RANGE, PC, len(program))
+    tile.write("PROG_WORDS", TINY.imem_words + 1)
+    expect(tile, np.zeros(TINY.imem_words + 1, np.uint32), Error.PC_RANGE, 0, TINY.imem_words + 1)
+
+
+def test_longest_program() -> None:
+    """imem_words words: HALT is the last one; then the same program again without loading."""
+    tile = device()
+    words = np.full(TINY.imem_words, Op.ARG | 1 << 6, np.uint32)
+    words[:5], words[-1] = (0, 5, 0, 0, 0), Op.HALT
+    for count in (put(tile, words), 0):
+        run = tile.run(AT, count)
+        assert run.counters["WORDS"] >= len(words) - 5
+    check_good_run(tile)
+
+
+@pytest.mark.parametrize("response", ("slverr", "decerr"))
+@pytest.mark.parametrize("word", (0, 3, 100, 299))
+def test_program_fetch_error(response: str, word: int) -> None:
+    """A beat of the program that fails; threads that started already are stopped, the program is forgotten."""
+    tile = device()
+    tile.sim.inject_error(AT + 4 * word, AT + 4 * word + 4, response, "r")
+    words = image(LOAD, *SEQ(Op.LOOP, 1, skip=300), *SEQ(Op.LI, 1, rd=2) * 148, *SEQ(Op.END))
+    code = Error.AXI_SLVERR if response == "slverr" else Error.AXI_DECERR
+    burst = TINY.axi_bytes * TINY.axi_burst_beats
+    first = max(AT, (AT + 4 * word) // burst * burst)
+    count = put(tile, words)
+    with pytest.raises(TileError) as info:
+        tile.run(AT, count)
+    assert (info.value.code, info.value.pc, info.value.value) == (code, 0, first)
+    assert status(tile)["loaded"] == 0
+    tile.sim.clear_errors()
+    run = tile.run(AT, 0)  # nothing to run: no thread has an entry
+    assert run.counters["READ_BEATS"] == 0 and run.counters["WORDS"] == 0
+    check_good_run(tile)
+
+
+def test_program_outside_window() -> None:
+    tile = device()
+    tile.write("DRAM_BASE", AT + 4)
+    expect(tile, image(LOAD), Error.DRAM_RANGE, 0, AT)
+    tile.write("DRAM_SIZE", AT + 8)
+    expect(tile, image(LOAD, *load()), Error.DRAM_RANGE, 0, AT)
+
+
+# ------------------------------------------------------------ DRAM
+
+@pytest.mark.parametrize("op,base,size,address,length,runs_done", [
+    (LOAD, 0, AT + 4096, AT + 4033, 64, 0), (LOAD, AT, 4096, AT - 1, 1, 0), (STORE, 0, AT + 4096, AT + 4096 - 80, 40, 2),
+    (STORE, AT, 1 << 20, AT - 300, 301, 0), (STORE, AT, 0xFFFFFFFF, 0xFFFFFFF0, 17, 0), (LOAD, 0, AT + 0x2000, AT + 0x1800, 512, 4)])
+def test_dram_window(op: int, base: int, size: int, address: int, length: int, runs_done: int) -> None:
+    """The first run outside is refused before any of it is sent; the runs before it are complete."""
+    tile = device()
+    near, far = ("dst", "src") if op == LOAD else ("src", "dst")
+    operands = {near: 0, far: address, "len": length, "n1": 10, far + "1": length, near + "1": length}
+    tile.dram[AT:] = 0xEE
+    tile.write("DRAM_BASE", base)
+    tile.write("DRAM_SIZE", size)
+    words = image(op, *(load if op == LOAD else store)(**operands) if address < 1 << 27 else
+                  [*SEQ(Op.LI, address, rd=2), *(load if op == LOAD else store)(**(operands | {far: R(2)}))])
+    before = tile.dram.copy()
+    count = put(tile, words)
+    before[AT:AT + 4 * count] = tile.dram[AT:AT + 4 * count]
+    pc = PC if address < 1 << 27 else PC + 2
+    with pytest.raises(TileError) as info:
+        tile.run(AT, count)
+    error = info.value
+    assert (error.code, error.pc, error.value) == (Error.DRAM_RANGE, pc, address + runs_done * length)
+    if op == STORE:
+        assert tile.sim.stats()["w_bytes"] == runs_done * length
+        before[address:address + runs_done * length] = tile.dram[address:address + runs_done * length]
+    assert np.array_equal(before, tile.dram)
+    check_good_run(tile)
+
+
+@pytest.mark.parametrize("response", ("slverr", "decerr"))
+@pytest.mark.parametrize("on", "rw")
+@pytest.mark.parametrize("beat", (0, 1, 7, 33))
+def test_bus_error(response: str, on: str, beat: int) -> None:
+    """A bad beat in a transfer of several bursts: the value is the first byte of its burst."""
+    tile = device()
+    base = 0x160008
+    burst = TINY.axi_bytes * TINY.axi_burst_beats
+    bad = base + beat * TINY.axi_bytes
+    tile.sim.inject_error(bad, bad + 1, response, on)
+    words = load(src=base, len=300) if on == "r" else store(dst=base, len=300)
+    code = Error.AXI_SLVERR if response == "slverr" else Error.AXI_DECERR
+    expect(tile, image(LOAD if on == "r" else STORE, *words), code, PC, max(base, bad // burst * burst))
+
+
+@pytest.mark.parametrize("op", (LOAD, STORE))
+def test_beyond_memory(op: int) -> None:
+    """No memory there: DECERR of the memory, the default window allows everything."""
+    words = load(src=DRAM_BYTES) if op == LOAD else store(dst=DRAM_BYTES)
+    expect(device(), image(op, *words), Error.AXI_DECERR, PC, DRAM_BYTES)
+
+
+@pytest.mark.parametrize("response", ("slverr", "decerr"))
+@pytest.mark.parametrize("on", "rw")
+def test_random_bus_errors(response: str, on: str) -> None:
+    """Errors anywhere in the data of a working program under stalls: never a hang, always the right code."""
+    tile = device()
+    code = Error.AXI_SLVERR if response == "slverr" else Error.AXI_DECERR
+    rng = np.random.default_rng(len(response) + ord(on))
+    for seed in range(8):
+        program, want, _ = good(seed)
+        touched = np.flatnonzero(want != program.dram)
+        at = int(rng.choice(touched)) if on == "w" else int(rng.integers(4 * len(program.image), 0x14000))
+        tile.sim.inject_error(at, at + int(rng.integers(1, 200)), response, on)
+        tile.sim.timing(int(rng.integers(1, 100)))
+        tile.sim.stall(float(rng.choice([0, 0.5])))
+        tile.attach(program.dram)
+        try:
+            tile.run(0, len(program.image), program.args, max_cycles=300_000)
+            assert on == "r", "the bytes are written"
+            assert np.array_equal(tile.dram[:len(want)], want)
+        except TileError as error:
+            assert error.code == code and error.pc >= 5
+        tile.sim.timing(40)
+        tile.sim.stall(0.0)
+        check_good_run(tile)
+
+
+# ------------------------------------------------------------ semaphores, watchdog
+
+@pytest.mark.parametrize("thread", range(5))
+def test_watchdog(thread: int) -> None:
+    """A semaphore that nobody signals: pc of the WAIT, value: the thread has not halted, no unit is busy."""
+    expect(device(), image(thread, *SEQ(Op.WAIT, sem=9, count=2)), Error.WATCHDOG, PC, 1 << thread)
+
+
+def test_watchdog_deadlock() -> None:
+    """All threads wait in a circle; the first one's pc. A command behind the WAIT has not reached its unit."""
+    p = Program(TINY)
+    for t in p.threads:
+        t.wait(t.number + 1)
+        t.signal((t.number + 1) % 5 + 1)
+    expect(device(), p.image(), Error.WATCHDOG, 5, 0b11111)
+
+
+def test_watchdog_bus() -> None:
+    """Memory that never answers: the LOAD unit is busy. The run ends all the same, and the bus works later."""
+    tile = device()
+    count = put(tile, image(LOAD, *SEQ(Op.LOOP, 60, skip=5), *SEQ(Op.LI, 1, rd=1), *SEQ(Op.END), *load()))
+    tile.write("PROG_ADDR", AT)
+    tile.write("PROG_WORDS", count)
+    tile.write("CTRL", 1)
+    tile.sim.step(300)
+    assert tile.read("STATUS") >> 8 & 7 == 3
+    tile.sim.stall({"ar": 1.0})
+    with pytest.raises(SimTimeout):
+        tile.sim.run_until_irq(WATCHDOG + 2000)  # the bus has not drained
+    assert tile.read("STATUS") >> 8 & 7 == 4
+    tile.sim.stall(0.0)
+    tile.sim.run_until_irq(1000)
+    assert (tile.read("ERR_CODE"), tile.read("ERR_VALUE") & 31 << 5) == (Error.WATCHDOG, 1 << 5 + LOAD)
+    tile.write("IRQ_STATUS", 7)
+    check_good_run(tile)
+
+
+def test_watchdog_off_and_progress() -> None:
+    """0 switches it off; a run that goes on for longer than the limit is no reason to bark."""
+    tile = device()
+    wait = image(LOAD, *SEQ(Op.LOOP, 3000, skip=5), *SEQ(Op.LI, 1, rd=1), *SEQ(Op.END))
+    tile.write("WATCHDOG", 100)
+    run = tile.run(AT, put(tile, wait))
+    assert run.cycles > 10_000
+    tile.write("WATCHDOG", 0)
+    count = put(tile, image(LOAD, *SEQ(Op.WAIT, sem=1, count=1)))
+    tile.write("PROG_ADDR", AT)
+    tile.write("PROG_WORDS", count)
+    tile.write("CTRL", 1)
+    tile.sim.step(20_000)
+    assert not tile.sim.get("irq") and tile.read("STATUS") >> 24 == 1 << LOAD
+    abort(tile)
+    check_good_run(tile)
+
+
+@pytest.mark.parametrize("by", ("sequencer", "unit"))
+def test_semaphore_overflow(by: str) -> None:
+    """65535 is allowed, one more is not; the value is the semaphore. The signaller is not known: pc 0."""
+    full = [*SEQ(Op.LI, 65530, rd=2), *SEQ(Op.SIGNAL, sem=41, reg=2, count=5)]
+    tile = device()
+    tile.run(AT, put(tile, image(LOAD, *full)))
+    more = SEQ(Op.SIGNAL, sem=41, count=1) if by == "sequencer" else encode_unit(Op.LOAD, {"len": 0}, sig_b=41)
+    expect(tile, image(LOAD, *full, *more), Error.SEM_OVERFLOW, 0, 41)
+
+
+# ------------------------------------------------------------ network
+
+def flit(data: bytes = b"", head: bool = False, last: bool = False) -> int:
+    return int.from_bytes(data.ljust(32, b"\0"), "little") | last << 256 | head << 257
+
+
+def head(kind: int = 0, dst: int = 0, sem: int = 0, count: int = 0, addr: int = 0, length: int = 0, last: bool = False) -> int:
+    """The head flit of a packet; the layout of docs/noc.md."""
+    fields = ((dst, 2), (7, 2), (kind, 1), (sem, 1), (count, 2), (addr, 4), (length, 4))
+    data = b"".join(v.to_bytes(n, "little") for v, n in fields)
+    return flit(data, True, last)
+
+
+PACKETS = {
+    "stray_data": ([flit(b"x"), flit(last=True)], None), "wrong_tile": ([head(dst=9, length=32), flit(last=True)], 0),
+    "kind": ([head(kind=3, addr=64, last=True)], 64), "semaphore": ([head(kind=1, sem=64, count=1, last=True)], 64),
+    "align": ([head(addr=8, length=32), flit(last=True)], 8), "length": ([head(addr=32, length=33), flit(), flit(last=True)], 32),
+    "range": ([head(addr=SRAM - 32, length=64), flit(), flit(last=True)], SRAM - 32), "empty": ([head(addr=96, last=True)], 96),
+    "early_last": ([head(addr=32, length=96), flit(), flit(last=True)], 32),
+    "late_last": ([head(addr=32, length=32), flit(), flit(), flit(last=True)], 32),
+    "signal_with_data": ([head(kind=1, sem=5, count=1), flit(last=True)], 5),
+    "head_in_data": ([head(addr=64, length=64), head(kind=1, last=True)], 64)}
+
+
+@pytest.mark.parametrize("running", (True, False), ids=("running", "idle"))
+@pytest.mark.parametrize("name", PACKETS)
+def test_noc_protocol(name: str, running: bool) -> None:
+    """A broken packet stops the program, or is reported by an idle tile; the next packet is served."""
+    tile = device()
+    flits, value = PACKETS[name]
+    if running:
+        tile.write("WATCHDOG", 0)
+        tile.write("PROG_ADDR", AT)
+        tile.write("PROG_WORDS", put(tile, image(LOAD, *SEQ(Op.WAIT, sem=1, count=1))))
+        tile.write("CTRL", 1)
+        tile.sim.step(500)
+        assert status(tile)["busy"]
+    tile.sim.noc_push(flits)
+    tile.sim.run_until_irq(1000)
+    assert tile.read("IRQ_STATUS") == 2 and (tile.read("ERR_CODE"), tile.read("ERR_PC")) == (Error.NOC_PROTOCOL, 0)
+    if value is not None:
+        assert tile.read("ERR_VALUE") == value
+    tile.write("IRQ_STATUS", 2)
+    assert status(tile) | {"loaded": 0} == {"busy": 0, "done": 0, "error": 1, "aborted": 0, "loaded": 0}
+    # The next packet: data and a signal for a program that stores them.
+    tile.write("WATCHDOG", WATCHDOG)
+    tile.write("PROG_ADDR", AT)
+    data = bytes(np.random.default_rng(3).integers(0, 256, 64, np.uint8))
+    tile.write("PROG_WORDS", put(tile, image(STORE, *SEQ(Op.WAIT, sem=6, count=3), *store(src=0x800))))
+    tile.write("CTRL", 1)
+    tile.sim.step(40)
+    tile.sim.noc_push([head(addr=0x800, length=64, sem=6, count=3), flit(data[:32]), flit(data[32:], last=True)])
+    tile.sim.run_until_irq(3000)
+    assert tile.read("IRQ_STATUS") == 1, [hex(tile.read(f"ERR_{x}")) for x in ("CODE", "PC", "VALUE")]
+    tile.write("IRQ_STATUS", 1)
+    assert tile.dram[0x170000:0x170040].tobytes() == data
+    check_good_run(tile)
+
+
+# ------------------------------------------------------------ abort, reset, doorbell
+
+def begin(tile: RtlDevice, seed: int, cycles: int) -> None:
+    """Start a good program and stop looking after some cycles."""
+    program = good(seed).program
+    tile.attach(program.dram)
+    tile.write("PROG_ADDR", 0)
+    tile.write("PROG_WORDS", len(program.image))
+    for i, a in enumerate(program.args):
+        tile.write(f"ARG{i}", a)
+    tile.write("CTRL", 1)
+    tile.sim.step(cycles)
+
+
+def abort(tile: RtlDevice) -> int:
+    """Abort what runs, if it runs; which IRQ_STATUS bits that gave."""
+    tile.write("CTRL", 2)
+    tile.sim.run_until_irq(10_000)
+    events = tile.read("IRQ_STATUS")
+    tile.write("IRQ_STATUS", events)
+    for _ in range(100):
+        if not status(tile)["busy"]:
+            return events
+    raise AssertionError("busy after the interrupt")
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_abort(part: int) -> None:
+    """At random cycles, from the program fetch to the last write."""
+    tile = device()
+    rng = np.random.default_rng(part)
+    for seed in range(12):
+        tile.sim.timing(int(rng.integers(1, 150)))
+        begin(tile, seed, int(rng.integers(0, 4000)))
+        if (events := abort(tile)) == 4:
+            assert (tile.read("ERR_CODE"), tile.read("UNITS")) == (0, 0)
+            assert status(tile) | {"loaded": 0} == {"busy": 0, "done": 0, "error": 0, "aborted": 1, "loaded": 0}
+        else:
+            assert events == 1  # it was complete
+        tile.sim.timing(40)
+        check_good_run(tile)
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_reset(part: int) -> None:
+    """In the middle of a run, with bursts on the bus."""
+    tile = device()
+    rng = np.random.default_rng(10 + part)
+    for seed in range(12):
+        tile.sim.timing(int(rng.integers(1, 150)))
+        tile.sim.stall(float(rng.choice([0, 0.5])))
+        begin(tile, seed, int(rng.integers(0, 4000)))
+        tile.sim.reset(16)
+        assert not tile.sim.get("irq") and tile.read("STATUS") & 0xFF == 0 and tile.read("PROG_WORDS") == 0
+        tile.sim.timing(40)
+        tile.sim.stall(0.0)
+        check_good_run(tile)
+
+
+def test_doorbell_while_busy() -> None:
+    """Ignored: the run goes on, ends once, and nothing runs after it."""
+    tile = device()
+    rng = np.random.default_rng(4)
+    for seed in range(6):
+        begin(tile, seed, int(rng.integers(0, 1500)))
+        for _ in range(5):
+            tile.write("CTRL", 1)
+        tile.sim.run_until_irq(100_000)
+        assert tile.read("IRQ_STATUS") == 1
+        tile.write("IRQ_STATUS", 1)
+        want = good(seed).want
+        assert np.array_equal(tile.dram[:len(want)], want)
+        tile.sim.step(3000)
+        assert not tile.sim.get("irq") and not status(tile)["busy"]
+
+
+def test_doorbell_at_once() -> None:
+    """Rung in the cycle of the interrupt, while the units are cleared: the run comes."""
+    tile = device()
+    for gap in range(0, 120, 3):
+        begin(tile, gap % 12, 0)
+        tile.sim.run_until_irq(100_000)
+        tile.sim.step(gap)
+        tile.write("IRQ_STATUS", 1)
+        check_good_run(tile)
+
+
+def test_interrupt_mask() -> None:
+    """IRQ_ENABLE hides events, IRQ_STATUS still has them."""
+    tile = device()
+    tile.write("IRQ_ENABLE", 2)
+    begin(tile, 1, 30_000)
+    assert not tile.sim.get("irq") and tile.read("IRQ_STATUS") == 1
+    tile.write("IRQ_ENABLE", 7)
+    tile.sim.step(2)
+    assert tile.sim.get("irq")
+    tile.write("IRQ_STATUS", 7)
+    check_good_run(tile)
+
+
+# ------------------------------------------------------------ anything at all
+
+@pytest.mark.parametrize("seed", range(40))
+def test_corrupted_program(seed: int) -> None:
+    """Random bits of a program are wrong: it ends, or can be aborted, touches only its window, and the next one runs."""
+    tile = device()
+    rng = np.random.default_rng(1000 + seed)
+    program = good(seed % 12).program
+    words = program.image.copy()
+    for at in rng.integers(5, len(words), int(rng.integers(1, 4))):
+        words[at] ^= 1 << int(rng.integers(32))
+    tile.attach(program.dram)
+    put(tile, words, 0)
+    guard = len(program.dram) + 4096
+    tile.dram[guard - 4096:] = 0x77
+    tile.write("DRAM_SIZE", guard - 4096)
+    try:
+        tile.run(0, len(words), program.args, max_cycles=60_000)
+    except TileError as error:
+        assert error.code != Error.NONE
+    except SimTimeout:  # a loop without end
+        assert abort(tile) == 4
+    assert (tile.dram[guard - 4096:] == 0x77).all()
+    check_good_run(tile)

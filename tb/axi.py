@@ -1,4 +1,4 @@
-"""AXI memory for the benches: cocotbext-axi slaves on a bytearray, with random latency, stalls and failing addresses."""
+"""AXI memory for the benches: cocotbext-axi slaves on a bytearray; latency, stalls, failing addresses."""
 
 import random
 from typing import Any
@@ -74,7 +74,7 @@ class Memory:
             raise _Fault(f"{address:#x}")
 
     def stall(self, fraction: float) -> None:
-        """Every channel waits in about that fraction of its cycles, some beats and responses come much later."""
+        """Every channel waits in about that fraction of its cycles; some beats and responses come late."""
         self.slow = fraction
         for channel in (
             self.read_if.ar_channel,

@@ -1,7 +1,7 @@
 """Agents of the cocotb benches: streams and SRAM ports, one step per clock cycle, with random stalls.
 
-All agents of a bench run in one coroutine: in every cycle each first sees the settled values of the cycle that
-ends, then drives those of the next one.
+All agents of a bench run in one coroutine: in every cycle each first sees the settled values of the cycle
+that ends, then drives those of the next one.
 """
 
 import random
@@ -100,7 +100,7 @@ class Source:
 
 
 class Sink:
-    """Takes an output stream of the design into `items`; checks that an offer stays as it is until it is taken."""
+    """Takes an output stream of the design into `items`; checks that an offer holds until it is taken."""
 
     def __init__(self, dut: Any, name: str, pause: Iterator[bool]):
         self.name = name
@@ -128,8 +128,8 @@ class Sink:
 class MemoryPorts:
     """The SRAM behind a unit's ports (hw/ports.py), as hostile as its contract allows.
 
-    Reads come back in order after READ_LATENCY or more cycles and see memory as it is when they are accepted. Writes
-    become visible after a random time, in order, at most two of a port wait; `busy` is high until then.
+    Reads come back in order after LATENCY or more cycles and see memory as it is when they are accepted.
+    Writes become visible after a random time, in order, `busy` until then; at most two of a port wait.
     memory: bytearray of the whole SRAM.
     """
 

@@ -18,7 +18,7 @@ def packed(block: np.ndarray) -> int:
 @cocotb.test(timeout_time=1, timeout_unit="ms")
 @cocotb.parametrize(seed=[1, 2])
 async def test_dot_products(dut, seed):
-    """Passes of random length with gaps; the next pass's stationary blocks are loaded while this one streams."""
+    """Passes of random length with gaps, the extremes -128 x -128 included, at the stated latency."""
     bench = Bench(dut, seed)
     rng = np.random.default_rng(seed)
     ports = {

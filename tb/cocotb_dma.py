@@ -1,4 +1,4 @@
-"""The DMA engines with cocotbext-axi memory: queued descriptors, stalls and latencies everywhere, bus errors; data against numpy."""
+"""The DMA engines on cocotbext-axi memory: queued descriptors, stalls, bus errors; against numpy."""
 
 from typing import Any
 
@@ -98,7 +98,7 @@ async def test_random(dut, seed, stall):
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 @cocotb.parametrize(unit=["load", "store"], response=[AxiResp.SLVERR, AxiResp.DECERR], stall=[0.0, 0.5])
 async def test_bus_error(dut, unit, response, stall):
-    """One failing beat inside a queue: its code, pc and address; earlier ones complete, later ones do not begin."""
+    """A failing beat inside a queue: code, pc and address; earlier ones complete, nothing after."""
     bench = DmaBench(dut, 7, stall)
     await bench.start(16)
     ins, far, near = (LOAD, "src", "dst") if unit == "load" else (STORE, "dst", "src")

@@ -32,11 +32,6 @@ async def test_hangs(dut):
         pass
 
 
-@cocotb.test(skip=True)
-async def test_skipped(dut):
-    pass
-
-
 @cocotb.test()
 async def test_simulator_leaves(dut):
     await Timer(10, "ns")

@@ -16,7 +16,7 @@ PITCH = (32, 32, 16)
 
 
 class Job:
-    """One product x (rows, K) . w (N, K): places operands in `sram`, gives instructions and the words expected."""
+    """A product x (rows, K) . w (N, K): operands placed in `sram`, its instructions, the words expected."""
 
     def __init__(self, rng: np.random.Generator, sram: np.ndarray, at: int):
         self.sram, self.at = sram, at

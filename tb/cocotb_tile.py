@@ -1,4 +1,4 @@
-"""The whole tile on cocotbext-axi memory and registers: every byte of DRAM against golden.machine, with stalls on every channel."""
+"""The tile on cocotbext-axi memory and registers: every byte of DRAM against golden.machine."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -132,7 +132,7 @@ async def test_block(dut):
 
 
 def copy_program(length: int) -> tuple[np.ndarray, dict[str, int]]:
-    """LOAD, then STORE of `length` bytes from 0x8000 to 0x10000; the image and the word index of both instructions."""
+    """Moves `length` bytes from 0x8000 to 0x10000: the image, and the word indices of its LOAD and STORE."""
     p = Program(CONFIG)
     ready = p.semaphore("ready")
     p.load.load(src=0x8000, dst=64, len=length, sig_b=ready)
@@ -152,7 +152,7 @@ def copy_dram(image: np.ndarray, length: int, seed: int) -> np.ndarray:
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 @cocotb.parametrize(response=[AxiResp.SLVERR, AxiResp.DECERR], stall=[0.0, 0.4])
 async def test_bus_errors(dut, response, stall):
-    """On R of data, on B, and on R of the program: the documented error each time, and then the next program is right."""
+    """On R of data, on B, on R of the program: the documented error, and then the next program is right."""
     bench = TileBench(dut, 11, stall)
     await bench.start(RESET)
     length, burst = 700, CONFIG.axi_burst_beats * CONFIG.axi_bytes
@@ -194,7 +194,7 @@ async def test_reset_in_a_run(dut, stall):
 
 
 def flits(packet: Packet, source: int) -> list[int]:
-    """A SEND as docs/noc.md has it: WRITE packets of up to 16 data flits, the last one with the semaphore and count 1."""
+    """A SEND in docs/noc.md: WRITE packets of up to 16 data flits, the last with the semaphore, count 1."""
     found: list[int] = []
     for first in range(0, len(packet.data), 512):
         part = packet.data[first : first + 512].tobytes()

@@ -1,4 +1,4 @@
-"""The vector unit on hostile memory ports: the VECTOR instructions of random programs, against golden.units.vector."""
+"""The vector unit on memory ports: VECTOR instructions of random programs, against golden.units.vector."""
 
 import cocotb
 import numpy as np
@@ -15,7 +15,7 @@ VECTOR = BY_OP[Op.VECTOR]
 
 
 def instructions(seed: int) -> tuple[np.ndarray, list[tuple[dict[str, int], frozenset[str]]]]:
-    """SRAM as a random program leaves it, and its VECTOR instructions in order: operands, names of those present."""
+    """SRAM as a random program leaves it; its VECTOR instructions in order: operands, names given."""
     program = random_program(CONFIG, np.random.default_rng(seed), 50)
     machine = Machine(CONFIG, program.dram.copy(), trace=True)
     machine.run(0, len(program.image), program.args)

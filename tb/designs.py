@@ -1,4 +1,4 @@
-"""The designs under test: all units of a tiny tile side by side (one Verilator build instead of six), and the tile."""
+"""The designs under test: the units of a tiny tile side by side (one Verilator build), and the tile."""
 
 from amaranth import Module
 from amaranth.lib import wiring

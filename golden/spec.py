@@ -1,4 +1,5 @@
 """What a transformer block is: dimensions, options and quantised parameters, independent of any tile."""
+
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -38,13 +39,29 @@ class BlockSpec:
         def need(ok: bool, what: str, given: object, allowed: str) -> None:
             if not ok:
                 raise ValueError(f"block {self.name}: {what} = {given!r}: allowed is {allowed}")
+
         need(self.hidden > 0, "hidden", self.hidden, "a positive number")
-        need(self.kv_heads > 0 and self.heads % self.kv_heads == 0, "heads", self.heads, f"a multiple of kv_heads = {self.kv_heads}")
-        need(self.head_dim in (8, 16) or self.head_dim % 32 == 0 and self.head_dim > 0, "head_dim", self.head_dim, "8, 16 or a multiple of 32")
+        need(
+            self.kv_heads > 0 and self.heads % self.kv_heads == 0,
+            "heads",
+            self.heads,
+            f"a multiple of kv_heads = {self.kv_heads}",
+        )
+        need(
+            self.head_dim in (8, 16) or self.head_dim % 32 == 0 and self.head_dim > 0,
+            "head_dim",
+            self.head_dim,
+            "8, 16 or a multiple of 32",
+        )
         need(self.rope in ("half", "interleaved"), "rope", self.rope, "'half' or 'interleaved'")
         need(self.act in ("swiglu", "clamped"), "act", self.act, "'swiglu' or 'clamped'")
         need(self.window is None or self.window > 0, "window", self.window, "None or a positive number")
-        need(self.experts == 0 or 1 <= self.top_k <= min(4, self.experts), "top_k", self.top_k, "1..min(4, experts)")
+        need(
+            self.experts == 0 or 1 <= self.top_k <= min(4, self.experts),
+            "top_k",
+            self.top_k,
+            "1..min(4, experts)",
+        )
         need(self.max_tokens % 32 == 0, "max_tokens", self.max_tokens, "a multiple of 32")
 
     @property
@@ -95,7 +112,10 @@ class BlockSpec:
 
 @dataclass
 class MxTensor:
-    """A weight matrix (N outputs, K inputs) in MX blocks along K: ints (N, KB, 32) int8, scales (N, KB) uint8."""
+    """A weight matrix (N outputs, K inputs) in MX blocks along K.
+
+    ints (N, KB, 32) int8, scales (N, KB) uint8.
+    """
 
     ints: np.ndarray
     scales: np.ndarray
@@ -122,7 +142,7 @@ class MxTensor:
         bits = {formats.INT8: 8, formats.FP6: 6, formats.FP4: 4}[self.fmt]
         return -(-self.outputs * self.inputs * bits // 8) + self.scales.size
 
-    def rows(self, index: np.ndarray | list[int]) -> "MxTensor":
+    def rows(self, index: np.ndarray | list[int] | slice) -> "MxTensor":
         return MxTensor(self.ints[index], self.scales[index], self.fmt, self.inputs)
 
 
@@ -140,7 +160,10 @@ class Expert:
 
 @dataclass
 class BlockParams:
-    """Parameters of one block. `wo` is (hidden, slices * heads blocks), contraction in slice-major order (docs/numerics.md)."""
+    """Parameters of one block.
+
+    `wo` is (hidden, slices * heads blocks), contraction in slice-major order (docs/numerics.md).
+    """
 
     norm1: np.ndarray
     norm2: np.ndarray
@@ -160,10 +183,13 @@ class BlockParams:
 
 
 def slice_major(spec: BlockSpec, wo: np.ndarray) -> np.ndarray:
-    """(hidden, heads * head_dim) -> (hidden, slices * heads * 32): contraction blocks (slice, head), zero padded."""
+    """(hidden, heads * head_dim) -> (hidden, slices * heads * 32).
+
+    Contraction blocks (slice, head), zero padded.
+    """
     w = wo.reshape(wo.shape[0], spec.heads, spec.slices, spec.slice_dim).transpose(0, 2, 1, 3)
     out = np.zeros((*w.shape[:3], 32), np.float32)
-    out[..., :spec.slice_dim] = w
+    out[..., : spec.slice_dim] = w
     return out.reshape(wo.shape[0], -1)
 
 
@@ -172,18 +198,30 @@ def random_params(spec: BlockSpec, seed: int) -> BlockParams:
     rng = np.random.default_rng(seed)
 
     def w(n: int, k: int, fmt: int) -> MxTensor:
-        return MxTensor.quantise(rng.normal(0, k ** -0.5, (n, k)).astype(np.float32), fmt)
+        return MxTensor.quantise(rng.normal(0, k**-0.5, (n, k)).astype(np.float32), fmt)
 
     def vec(n: int, scale: float = 0.1, around: float = 0.0) -> np.ndarray:
         return rng.normal(around, scale, n).astype(np.float32)
 
     qd, kd = spec.heads * spec.head_dim, spec.kv_heads * spec.head_dim
-    wo = MxTensor.quantise(slice_major(spec, rng.normal(0, qd ** -0.5, (spec.hidden, qd)).astype(np.float32)), spec.attn_fmt)
+    wo = MxTensor.quantise(
+        slice_major(spec, rng.normal(0, qd**-0.5, (spec.hidden, qd)).astype(np.float32)), spec.attn_fmt
+    )
     wo.inputs = qd
-    p = BlockParams(vec(spec.hidden, 0.1, 1.0), vec(spec.hidden, 0.1, 1.0), w(qd, spec.hidden, spec.attn_fmt),
-                    w(kd, spec.hidden, spec.attn_fmt), w(kd, spec.hidden, spec.attn_fmt), wo)
+    p = BlockParams(
+        vec(spec.hidden, 0.1, 1.0),
+        vec(spec.hidden, 0.1, 1.0),
+        w(qd, spec.hidden, spec.attn_fmt),
+        w(kd, spec.hidden, spec.attn_fmt),
+        w(kd, spec.hidden, spec.attn_fmt),
+        wo,
+    )
     for _ in range(max(1, spec.experts)):
-        e = Expert(w(spec.ffn, spec.hidden, spec.ffn_fmt), w(spec.ffn, spec.hidden, spec.ffn_fmt), w(spec.hidden, spec.ffn, spec.ffn_fmt))
+        e = Expert(
+            w(spec.ffn, spec.hidden, spec.ffn_fmt),
+            w(spec.ffn, spec.hidden, spec.ffn_fmt),
+            w(spec.hidden, spec.ffn, spec.ffn_fmt),
+        )
         if spec.bias:
             e.gate_bias, e.up_bias, e.down_bias = vec(spec.ffn), vec(spec.ffn), vec(spec.hidden)
         p.experts.append(e)
@@ -198,5 +236,19 @@ def random_params(spec: BlockSpec, seed: int) -> BlockParams:
 
 
 LLAMA_SIM = BlockSpec(name="llama", hidden=256, heads=8, kv_heads=4, head_dim=32, ffn=688)
-GPTOSS_SIM = BlockSpec(name="gptoss", hidden=288, heads=8, kv_heads=1, head_dim=64, ffn=288, window=32, sinks=True,
-                       experts=4, top_k=2, act="clamped", bias=True, ffn_fmt=formats.FP4, rope_theta=150000.0)
+GPTOSS_SIM = BlockSpec(
+    name="gptoss",
+    hidden=288,
+    heads=8,
+    kv_heads=1,
+    head_dim=64,
+    ffn=288,
+    window=32,
+    sinks=True,
+    experts=4,
+    top_k=2,
+    act="clamped",
+    bias=True,
+    ffn_fmt=formats.FP4,
+    rope_theta=150000.0,
+)

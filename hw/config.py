@@ -1,5 +1,6 @@
-"""Tile configurations: one frozen dataclass, the single source for RTL, golden model, compiler, constraints and docs.
+"""Tile configurations: one frozen dataclass.
 
+The single source for RTL, golden model, compiler, constraints and docs.
 Imports no Amaranth.
 """
 from dataclasses import dataclass, replace

@@ -1,16 +1,16 @@
 """The instruction set: one table gives encoder, decoder, disassembler, hardware layout and docs/isa.md.
 
-Imports no Amaranth. A program is a list of 32-bit little-endian words, position independent of the token index.
-Five hardware threads run it, one per unit (LOAD, STORE, MATMUL, VECTOR, SEND), each with its own program counter,
-16 registers (r0 reads 0) and loop stack; they meet only at semaphores.
+Imports no Amaranth. A program is a list of 32-bit little-endian words, position independent of the token
+index. Five hardware threads run it, one per unit (LOAD, STORE, MATMUL, VECTOR, SEND), each with its own
+program counter, 16 registers (r0 reads 0) and loop stack; they meet only at semaphores.
 
 Program image: words 0..4 are the entry points (word index) of threads 0..4, 0 for a thread that does not run.
 
 Word 0 of every instruction: bits [5:0] opcode; other fields below; undefined bits must be 0.
 Unit instructions: word 0 also holds sig_a [11:6], sig_b [17:12], sig_c [23:18] (semaphore numbers, 0 = none);
 word 1 is the mask of operands present; then one word per present operand, in ascending index.
-A *reg* operand word is a signed 28-bit immediate in [27:0] plus the register named in [31:28] (32-bit wrap-around sum);
-a *raw* operand word is the 32-bit value itself.
+A *reg* operand word is a signed 28-bit immediate in [27:0] plus the register named in [31:28] (32-bit
+wrap-around sum); a *raw* operand word is the 32-bit value itself.
 """
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -94,7 +94,10 @@ class Operand:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction. `words` is 1 or 2 for sequencer instructions (word 1 is `imm`, reg-class only for LDS)."""
+    """One instruction.
+
+    `words` is 1 or 2 for sequencer instructions (word 1 is `imm`, reg-class only for LDS).
+    """
     op: Op
     doc: str
     fields: tuple[Field, ...] = ()
@@ -110,7 +113,8 @@ class Instruction:
         for i, o in enumerate(self.operands):
             if o.name == operand:
                 return i
-        raise ValueError(f"{self.name} has no operand {operand!r}: allowed is {', '.join(o.name for o in self.operands)}")
+        allowed = ", ".join(o.name for o in self.operands)
+        raise ValueError(f"{self.name} has no operand {operand!r}: allowed is {allowed}")
 
     @property
     def raw_mask(self) -> int:
@@ -161,45 +165,54 @@ VECTOR_FLAGS2 = (
     Field("red_op", 2, 3, "0 none, 1 sum of t5, 2 sum of t3, 3 max of t5, 4 argmax of t5"),
     Field("block", 5, 2, "quantised block: 0 32, 1 16, 2 8 elements"),
     Field("zfill", 7, 1, "quantise: write the whole 32-byte word, zero outside the block"),
-    Field("overlap", 8, 1, "start while the previous vector instruction is still in flight (all earlier ones are complete)"),
+    Field("overlap", 8, 1, "start while the previous vector instruction is still in flight "
+          "(all earlier ones are complete)"),
     Field("lane0", 9, 5, "first lane written (out modes 1 and 2)"),
     Field("rows", 14, 6, "lanes written, 1..C; 0 means C"),
-    Field("pack", 20, 1, "out modes 1 and 2: write only lane0's value, at the out address itself (default step: its size)"))
+    Field("pack", 20, 1, "out modes 1 and 2: write only lane0's value, at the out address itself "
+          "(default step: its size)"))
 
 TABLE: tuple[Instruction, ...] = (
-    Instruction(Op.HALT, "End this thread; the tile is done when all threads have halted and all units are idle."),
-    Instruction(Op.WAIT, "Wait until semaphore >= count, then subtract count; count = R[reg] + imm16, 1..65535.",
+    Instruction(Op.HALT, "End this thread; the tile is done when all threads have halted and all units are "
+                "idle."),
+    Instruction(Op.WAIT, "Wait until semaphore >= count, then subtract count; count = R[reg] + imm16, "
+                "1..65535.",
                 (Field("sem", 6, 6), Field("reg", 12, 4), Field("count", 16, 16))),
     Instruction(Op.SIGNAL, "Add count = R[reg] + imm16 to a semaphore.",
                 (Field("sem", 6, 6), Field("reg", 12, 4), Field("count", 16, 16))),
     Instruction(Op.LI, "rd = imm.", (_RD,), 2),
     Instruction(Op.ALU, "rd = R[rs] op (R[rt] + imm).",
                 (_RD, Field("rs", 10, 4), Field("rt", 14, 4), Field("func", 18, 4)), 2),
-    Instruction(Op.LOOP, "Run the body count = R[reg] + imm times (signed; none if <= 0); skip = words from word 0 of LOOP "
-                "to the word after its END.", (Field("reg", 6, 4), Field("skip", 16, 16)), 2),
+    Instruction(Op.LOOP, "Run the body count = R[reg] + imm times (signed; none if <= 0); skip = words from "
+                "word 0 of LOOP to the word after its END.", (Field("reg", 6, 4), Field("skip", 16, 16)), 2),
     Instruction(Op.END, "End of the innermost loop body."),
-    Instruction(Op.LDS, "rd = 32-bit word of SRAM at byte address R[sel] + imm28 (multiple of 4).", (_RD,), 2),
+    Instruction(Op.LDS, "rd = 32-bit word of SRAM at byte address R[sel] + imm28 (multiple of 4).",
+                (_RD,), 2),
     Instruction(Op.ARG, "rd = host argument register (CSR ARG0..7).", (_RD, Field("index", 10, 4))),
     Instruction(Op.LOAD, "DMA: DRAM to SRAM.", _SIGS, 2, LOAD,
                 (_r("src", "DRAM byte address"), _r("dst", "SRAM byte address"), *_DIMS)),
-    Instruction(Op.STORE, "DMA: SRAM to DRAM; complete when every write response has arrived.", _SIGS, 2, STORE,
-                (_r("src", "SRAM byte address"), _r("dst", "DRAM byte address"), *_DIMS)),
+    Instruction(Op.STORE, "DMA: SRAM to DRAM; complete when every write response has arrived.", _SIGS, 2,
+                STORE, (_r("src", "SRAM byte address"), _r("dst", "DRAM byte address"), *_DIMS)),
     Instruction(
         Op.MATMUL, "out[n][r] = sum over passes k of stationary[r][k] . stream[k][n].", _SIGS, 2, MATMUL,
         (Operand("flags", True, 0, "", MATMUL_FLAGS), _r("n", "blocks streamed per pass, at most psum_depth"),
          _r("k", "passes (blocks along the contraction)", 1),
          _r("data", "streamed blocks, multiple of 32"), _r("scale", "their scale bytes; absent: all 2^0"),
-         _r("data_pass", "bytes from pass to pass, multiple of 32"), _r("scale_pass", "bytes from pass to pass"),
+         _r("data_pass", "bytes from pass to pass, multiple of 32"),
+         _r("scale_pass", "bytes from pass to pass"),
          _r("stat", "stationary blocks, multiple of 32 (MXFP4: 16)"), _r("stat_scale", "their scale bytes"),
          _r("stat_pass", "bytes from pass to pass"), _r("stat_scale_pass", "bytes from pass to pass"),
          _r("stat_row", "bytes from row to row"), _r("stat_scale_row", "bytes from row to row", 1),
-         _r("out", "lane words written, multiple of 4C"), _r("max_out", "lane word of row maxima, multiple of 4C"),
+         _r("out", "lane words written, multiple of 4C"),
+         _r("max_out", "lane word of row maxima, multiple of 4C"),
          _r("hi", "mask limit"), _r("lo", "mask limit"), _r("psum", "first partial-sum entry used"))),
     Instruction(
-        Op.VECTOR, "Stream elements through the lane pipeline: multiply, add, clamp, function, multiply, add.",
+        Op.VECTOR,
+        "Stream elements through the lane pipeline: multiply, add, clamp, function, multiply, add.",
         _SIGS, 2, VECTOR,
         (Operand("flags", True, 0, "", VECTOR_FLAGS), Operand("flags2", True, 0, "", VECTOR_FLAGS2),
-         _r("n0", "elements of the innermost dimension"), _r("n1", "middle dimension", 1), _r("n2", "outer dimension", 1),
+         _r("n0", "elements of the innermost dimension"), _r("n1", "middle dimension", 1),
+         _r("n2", "outer dimension", 1),
          _r("a", "source A"), _r("a0", "A: bytes added after each element; default its size"),
          _r("a1", "A: bytes added instead at the end of dimension 0; default as a0's default"),
          _r("a2", "A: bytes added instead at the end of dimension 1; default as a0's default"),
@@ -212,13 +225,16 @@ TABLE: tuple[Instruction, ...] = (
          _r("s0", "lane word S0"), _r("s1", "lane word S1"), _r("s2", "lane word S2"),
          _r("qs", "scale bytes of the quantised blocks, one per row"),
          _r("s4", "lane word S4"), _r("s5", "lane word S5"),
-         Operand("c0", True, 0, "float32: S0 when s0 is absent"), Operand("c1", True, 0, "float32: S1 when s1 is absent"),
+         Operand("c0", True, 0, "float32: S0 when s0 is absent"),
+         Operand("c1", True, 0, "float32: S1 when s1 is absent"),
          Operand("c2", True, 0, "float32: S2 when s2 is absent, S4 when s4 is absent"),
          Operand("c3", True, 0, "float32: S3; S5 when s5 is absent"))),
-    Instruction(Op.SEND, "Write len bytes of this tile's SRAM into another tile's, then signal its semaphore.", _SIGS, 2,
-                SEND, (_r("tile", "destination tile, y << 8 | x"), _r("src", "SRAM byte address, multiple of 32"),
-                       _r("dst", "remote SRAM byte address, multiple of 32"), _r("len", "bytes, multiple of 32"),
-                       _r("sem", "remote semaphore, 0 for none"))),
+    Instruction(Op.SEND, "Write len bytes of this tile's SRAM into another tile's, then signal its "
+                "semaphore.",
+                _SIGS, 2, SEND,
+                (_r("tile", "destination tile, y << 8 | x"), _r("src", "SRAM byte address, multiple of 32"),
+                 _r("dst", "remote SRAM byte address, multiple of 32"), _r("len", "bytes, multiple of 32"),
+                 _r("sem", "remote semaphore, 0 for none"))),
 )
 BY_OP: dict[int, Instruction] = {int(i.op): i for i in TABLE}
 UNIT_OPS: tuple[Instruction, ...] = tuple(i for i in TABLE if i.unit is not None)
@@ -261,7 +277,8 @@ class R:
         return R(self.reg, self.imm + imm)
 
 
-def encode_unit(op: Op, operands: Mapping[str, "int | R"], sig_a: int = 0, sig_b: int = 0, sig_c: int = 0) -> list[int]:
+def encode_unit(op: Op, operands: Mapping[str, "int | R"], sig_a: int = 0, sig_b: int = 0,
+                sig_c: int = 0) -> list[int]:
     """Words of a unit instruction; only the operands given are present."""
     ins = BY_OP[op]
     words = {ins.index(name): value for name, value in operands.items()}
@@ -305,7 +322,8 @@ def decode(words: "list[int]", pc: int) -> Decoded:
     word = int(words[pc])
     ins = BY_OP.get(word & 63)
     if ins is None:
-        raise IllegalInstruction(f"opcode {word & 63:#x} at word {pc}: allowed is {', '.join(f'{o.value:#x}' for o in Op)}")
+        allowed = ", ".join(f"{o.value:#x}" for o in Op)
+        raise IllegalInstruction(f"opcode {word & 63:#x} at word {pc}: allowed is {allowed}")
     fields = unpack(ins.fields, word)
     if word != pack(ins.fields, **fields) | ins.op:
         raise IllegalInstruction(f"{ins.name} at word {pc}: undefined bits set in {word:#010x}")
@@ -314,7 +332,8 @@ def decode(words: "list[int]", pc: int) -> Decoded:
         return Decoded(pc, ins, fields, imm, {}, ins.words)
     mask = int(words[pc + 1])
     if mask >> len(ins.operands):
-        raise IllegalInstruction(f"{ins.name} at word {pc}: operand mask {mask:#x} names operands it does not have")
+        raise IllegalInstruction(
+            f"{ins.name} at word {pc}: operand mask {mask:#x} names operands it does not have")
     present = [i for i in range(32) if mask >> i & 1]
     operands = {ins.operands[i].name: int(words[pc + 2 + j]) for j, i in enumerate(present)}
     return Decoded(pc, ins, fields, mask, operands, 2 + len(present))

@@ -12,8 +12,9 @@ PC_BITS = 14
 class SramRead(Signature):
     """Read port, seen from the requestor.
 
-    `req` is a stream of SRAM word indices; the data of an accepted request comes back in order on `data` with
-    `valid` high for one cycle, a fixed `sram.READ_LATENCY` cycles or more after it; the requestor must always take it.
+    `req` is a stream of SRAM word indices; the data of an accepted request comes back in order on `data`
+    with `valid` high for one cycle, a fixed `sram.READ_LATENCY` cycles or more after it; the requestor must
+    always take it.
     """
 
     def __init__(self, config: TileConfig):
@@ -25,7 +26,10 @@ class SramRead(Signature):
 
 
 class SramWrite(Signature):
-    """Write port, seen from the requestor: `busy` is high while an accepted write is not yet visible to reads."""
+    """Write port, seen from the requestor.
+
+    `busy` is high while an accepted write is not yet visible to reads.
+    """
 
     def __init__(self, config: TileConfig):
         super().__init__({
@@ -36,8 +40,8 @@ class SramWrite(Signature):
 
 
 def command_layout(ins: Instruction) -> data.StructLayout:
-    """A decoded unit instruction: every operand (defaults filled in, 32 bits), the mask of those present, where to
-    signal, and the program counter of the instruction for error reports."""
+    """A decoded unit instruction: every operand (defaults filled in, 32 bits), the mask of those present,
+    where to signal, and the program counter of the instruction for error reports."""
     return data.StructLayout({
         **{o.name: 32 for o in ins.operands}, "mask": len(ins.operands),
         "sig_a": SEM_BITS, "sig_b": SEM_BITS, "sig_c": SEM_BITS, "pc": PC_BITS})
@@ -49,7 +53,8 @@ def flags_layout(operand_fields: tuple) -> data.FlexibleLayout:
 
 
 error_layout = data.StructLayout({"valid": 1, "code": 4, "pc": PC_BITS, "value": 32})
-"""A unit's error report; `valid` is held, with the first error's values, until the unit is cleared (reset)."""
+"""A unit's error report; `valid` is held, with the first error's values, until the unit is cleared
+(reset)."""
 
 
 def unit_members(config: TileConfig, ins: Instruction) -> dict:

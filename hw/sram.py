@@ -34,8 +34,9 @@ class Sram(wiring.Component):
     (directions seen from the SRAM); `count_wait`: bit p is high in each cycle in which a request of port p
     (reads first, then writes) waits for its bank.
 
-    * `first` names a port that goes before all others in every bank (the array's stream, which needs a word in every cycle
-      and can never catch up; everybody else has slack), for at most PATIENCE grants in a row while others wait.
+    * `first` names a port that goes before all others in every bank (the array's stream, which needs a word
+      in every cycle and can never catch up; everybody else has slack), for at most PATIENCE grants in a row
+      while others wait.
     * Within a port, requests are served in order; across ports, in the order in which the banks grant them. A
       requestor waits for at most ports - 1 grants of its bank.
     * A read returns every write that was no longer `busy` when the read was accepted, and every write granted
@@ -47,7 +48,8 @@ class Sram(wiring.Component):
     * Reset drops requests and responses in flight; contents stay.
     """
 
-    def __init__(self, config: TileConfig, reads: Sequence[str], writes: Sequence[str], first: str | None = None):
+    def __init__(self, config: TileConfig, reads: Sequence[str], writes: Sequence[str],
+                 first: str | None = None):
         names = [*reads, *writes]
         if first is not None and first not in names:
             raise ValueError(f"first = {first!r}: allowed is one of {', '.join(names)}")
@@ -89,8 +91,12 @@ class Sram(wiring.Component):
                 continue
             index = (*self.reads, *self.writes).index(self.first)
             others = asking & ~(1 << index)
-            passed_over, urgent = Signal(range(PATIENCE + 1), name=f"passed_over_{b}"), Signal(name=f"urgent_{b}")
-            m.d.comb += [urgent.eq(asking[index] & (passed_over != PATIENCE)), turns.requests.eq(Mux(urgent, 0, others))]
+            passed_over = Signal(range(PATIENCE + 1), name=f"passed_over_{b}")
+            urgent = Signal(name=f"urgent_{b}")
+            m.d.comb += [
+                urgent.eq(asking[index] & (passed_over != PATIENCE)),
+                turns.requests.eq(Mux(urgent, 0, others)),
+            ]
             m.d.sync += passed_over.eq(Mux(urgent & others.any(), passed_over + 1, 0))
             grants.append(turns.grant | (urgent << index))
         granted = Signal(len(ports))

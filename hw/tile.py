@@ -97,7 +97,8 @@ class RunControl(wiring.Component):
     load_program, start, fresh
     (pulse), complete (everything has ended), drained, error (first one is recorded), stop, clear, running,
     enable (counters);
-    state, busy, done, failed, aborted, record; events (IRQ_STATUS bits: done, error, aborted).
+    state, busy, done, failed, aborted, record; events (IRQ_STATUS bits: done, error, aborted); rung (a
+    doorbell waits).
 
     A doorbell while a run is going on is ignored; one that rings during the CLEAR of an ended run is kept. An
     error while
@@ -112,12 +113,12 @@ class RunControl(wiring.Component):
             "complete": In(1), "drained": In(1), "loaded": In(1), "drop": Out(1),
             "stop": Out(1), "clear": Out(1), "running": Out(1), "enable": Out(1),
             "state": Out(3), "busy": Out(1), "done": Out(1), "failed": Out(1), "aborted": Out(1),
-            "record": Out(error_layout), "events": Out(3),
+            "record": Out(error_layout), "events": Out(3), "rung": Out(1),
         })
 
     def elaborate(self, platform):
         m = Module()
-        rung, quiet, count = Signal(), Signal(range(QUIET_CYCLES + 1)), Signal(range(CLEAR_CYCLES))
+        rung, quiet, count = self.rung, Signal(range(QUIET_CYCLES + 1)), Signal(range(CLEAR_CYCLES))
         too_long, patience = Signal(), Signal(range(DRAIN_CYCLES))
         m.d.sync += [self.start.eq(0), self.load_program.eq(0), self.fresh.eq(0), self.events.eq(0),
                      self.drop.eq(0),
@@ -277,8 +278,14 @@ class Tile(wiring.Component):
             wiring.connect(m, sequencer.wait[t], semaphores.wait[t])
             m.d.comb += sequencer.levels[t].eq(port.level)
         wiring.connect(m, sequencer.add, semaphores.add[0])
-        wiring.connect(m, noc.add, semaphores.add[1])
-        m.d.comb += semaphores.clear.eq(control.fresh)
+        # A signal that arrives after the doorbell but before the semaphores are cleared waits.
+        hold = control.clear | control.rung | control.fresh
+        m.d.comb += [
+            semaphores.clear.eq(control.fresh),
+            semaphores.add[1].valid.eq(noc.add.valid & ~hold),
+            noc.add.ready.eq(semaphores.add[1].ready & ~hold),
+            semaphores.add[1].payload.eq(noc.add.payload),
+        ]
 
         self._control(m, csr, control, watchdog, sequencer, semaphores, program, units, ports)
         self._counters(m, csr, control, watchdog, sequencer, sram, units, ports)

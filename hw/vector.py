@@ -24,10 +24,10 @@ class Vector(wiring.Component):
     Members: `ports.unit_members`, read ports `a`, `b` (also scalar operands) and `d`, write port `out`,
     counter events. Rate: one element per cycle; a quantised block takes max(block, C + 1) cycles. From
     instruction to instruction with `overlap`: as many idle cycles as scalar operands are read; a sum directly
-    after a sum loses 11 cycles. Latency: first element about 65 cycles after the command, write about 50
-    cycles after the read. sig_a: the last element has left the fetchers. sig_b, sig_c: all writes are
-    visible. Errors: SRAM_RANGE and ALIGNMENT with the address, ILLEGAL_OPERAND with the flags word, or with a
-    count of 2^24 and more.
+    after a sum loses 11 cycles. Latency: first element 11 cycles after the command (plus one per scalar lane
+    word), last element to its write visible 44 cycles (quantised: 88), a sum up to 36 + 44. sig_a: the last
+    element has left the fetchers. sig_b, sig_c: all writes are visible. Errors: SRAM_RANGE and ALIGNMENT with
+    the address, ILLEGAL_OPERAND with the flags word, or with a count of 2^24 and more.
     """
 
     def __init__(self, config: TileConfig):

@@ -53,7 +53,7 @@ def pick(word: Value, index: Value, width: int) -> Value:
 
 class VectorWriter(wiring.Component):
     """Writes the results of instructions, in order, one element or block per cycle; neighbours in a word
-    share a write.
+    share a write when the port is slow.
 
     Members: `command` (writer_layout); `elements` (element_layout, bf16 in the low half of each lane in mode
     2) of the instructions with mode 1 or 2; `blocks` are those of mode 3 with `scales`; `ready`, `clear`,
@@ -222,8 +222,9 @@ class VectorWriter(wiring.Component):
                 w.data.eq(index & ~c.empty.replicate(lane_word)),
             ]
 
-        # Refuse, or hand over to the request register. A write that waits there takes in those to the same word
-        # behind it: only then, as a stream of writes at half rate would trail a read stream from bank to bank.
+        # Refuse, or hand over to the request register. A write that waits there takes in those to the same
+        # word behind it: only then, as a stream of writes at half rate would trail a read stream from bank to
+        # bank.
         req = self.port.req
         word_data, strobes, misaligned = self._place(m, w)
         outside = w.addr[exact_log2(config.sram_bytes) :].any()

@@ -1,9 +1,11 @@
 """`make bench`: cycles against their bounds on the RTL, as a table and as build/bench.json.
 
-Every case also compares the whole DRAM with the instruction-level model. Cycles count from the doorbell to the interrupt; in
-the gemm-sram cases from the issue of the first instruction to the completion of the last. ratio = bound / cycles, bound =
-max(MACs / array, bytes read / port, bytes written / port), all three as the computation needs them.
+Every case also compares the whole DRAM with the instruction-level model. Cycles count from the doorbell to
+the interrupt; in the gemm-sram cases from the issue of the first instruction to the completion of the last.
+ratio = bound / cycles, bound = max(MACs / array, bytes read / port, bytes written / port), all three as the
+computation needs them.
 """
+
 import argparse
 import json
 import sys
@@ -18,19 +20,21 @@ from golden.machine import Machine
 from golden.spec import GPTOSS_SIM, LLAMA_SIM, BlockSpec, random_params
 from hw.config import TileConfig, named
 from sim.tile import RtlDevice, first_difference
-from sw import kernels
+from sw.attention_kernels import attention_decode, attention_prefill
 from sw.block import BlockImage
 from sw.cost import Need, block_need
-from sw.kernels import Kernel
+from sw.kernels import Kernel, gemm_dram, gemm_sram, gemv
 from sw.layout import DramImage
 from sw.run import Run, block_programs
 
-Case = tuple[str, DramImage, dict[str, tuple[int, int, tuple[int, ...]]], dict[str, tuple[str, Need, bool]]]
-"""name, DRAM, phases (name -> program address, words, arguments), measured phases (phase -> name in the table, need, from SRAM)."""
+Phases = dict[str, tuple[int, int, tuple[int, ...]]]
+"""name -> program address, words, arguments."""
+Case = tuple[str, DramImage, Phases, dict[str, tuple[str, Need, bool]]]
+"""name, DRAM, phases, measured phases (phase -> name in the table, need, from SRAM)."""
 
 
 def kernel_case(k: Kernel) -> Case:
-    phases = {name: (k.program_at[name], len(p.image()), ()) for name, p in k.phases.items()}
+    phases: Phases = {name: (k.program_at[name], len(p.image()), ()) for name, p in k.phases.items()}
     need = Need(k.macs, k.bytes_read, k.bytes_written)
     return k.name, k.dram, phases, {k.measured: (k.name, need, k.from_sram)}
 
@@ -39,22 +43,34 @@ def block_case(config: TileConfig, spec: BlockSpec, tokens: int, steps: int) -> 
     params = random_params(spec, 1)
     x = np.random.default_rng(7).normal(0, 1, (tokens + steps, spec.hidden)).astype(np.float32)
     image = BlockImage(config, spec, params, x[:tokens], x[tokens:])
-    phases = {name: (image.program_at[name], len(words), args) for name, (words, args) in block_programs(image).items()}
-    measured = {"prefill": (f"{spec.name}-prefill", block_need(spec, params, 0, tokens, False), False),
-                "decode": (f"{spec.name}-decode", block_need(spec, params, tokens, steps, True), False)}
+    phases = {
+        name: (image.program_at[name], len(words), args)
+        for name, (words, args) in block_programs(image).items()
+    }
+    measured = {
+        "prefill": (f"{spec.name}-prefill", block_need(spec, params, 0, tokens, False), False),
+        "decode": (f"{spec.name}-decode", block_need(spec, params, tokens, steps, True), False),
+    }
     return spec.name, image.dram, phases, measured
 
 
 def cases(config: TileConfig) -> list[Callable[[], Case]]:
     """Constructors, so that only one image is in memory at a time."""
-    c = config
-    made: list[Callable[[], Case]] = [lambda m=m: kernel_case(kernels.gemm_sram(c, m, m, m)) for m in (64, 192, 256)]  # type: ignore[misc]
-    made += [lambda: kernel_case(kernels.gemm_sram(c, 64, 2880, 64)), lambda: kernel_case(kernels.gemm_dram(c, 512, 512, 512)),
-             lambda: kernel_case(kernels.gemv(c, 2880, 2880, formats.FP4)), lambda: kernel_case(kernels.gemv(c, 2880, 2880, formats.INT8))]
-    made += [lambda t=t: kernel_case(kernels.attention_decode(c, t)) for t in (128, 1024)]  # type: ignore[misc]
-    made += [lambda t=t: kernel_case(kernels.attention_prefill(c, t)) for t in (128, 256)]  # type: ignore[misc]
-    made += [lambda: block_case(c, LLAMA_SIM, 64, 16), lambda: block_case(c, GPTOSS_SIM, 64, 16)]
-    return made
+
+    def kernel(make: Callable[..., Kernel], *sizes: int) -> Callable[[], Case]:
+        return lambda: kernel_case(make(config, *sizes))
+
+    return [
+        *(kernel(gemm_sram, m, m, m) for m in (64, 192, 256)),
+        kernel(gemm_sram, 64, 2880, 64),
+        kernel(gemm_dram, 512, 512, 512),
+        kernel(gemv, 2880, 2880, formats.FP4),
+        kernel(gemv, 2880, 2880, formats.INT8),
+        *(kernel(attention_decode, t) for t in (128, 1024)),
+        *(kernel(attention_prefill, t) for t in (128, 256)),
+        lambda: block_case(config, LLAMA_SIM, 64, 16),
+        lambda: block_case(config, GPTOSS_SIM, 64, 16),
+    ]
 
 
 def result(config: TileConfig, name: str, memory: str, run: Run, need: Need, from_sram: bool) -> dict:
@@ -62,20 +78,34 @@ def result(config: TileConfig, name: str, memory: str, run: Run, need: Need, fro
     reads, writes = run.counters["READ_BEATS"], run.counters["WRITE_BEATS"]
     bound = need.macs / config.macs if from_sram else need.bound(config.macs, config.axi_bytes)
     moved = need.bytes if from_sram else (reads + writes) * config.axi_bytes
-    return {"name": name, "memory": memory, "cycles": cycles, "bound_cycles": round(bound, 1), "macs": need.macs, "bytes_moved": moved,
-            "bytes_needed": need.bytes, "mac_utilisation": round(need.macs / config.macs / cycles, 4),
-            "port_utilisation": round(max(reads, writes) / cycles, 4), "ratio": round(bound / cycles, 4)}
+    return {
+        "name": name,
+        "memory": memory,
+        "cycles": cycles,
+        "bound_cycles": round(bound, 1),
+        "macs": need.macs,
+        "bytes_moved": moved,
+        "bytes_needed": need.bytes,
+        "mac_utilisation": round(need.macs / config.macs / cycles, 4),
+        "port_utilisation": round(max(reads, writes) / cycles, 4),
+        "ratio": round(bound / cycles, 4),
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--config", default="base")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     args = parser.parse_args()
     config = named(args.config)
     results, speeds = [], []
-    devices = {"ideal": RtlDevice(config, latency=40), "stall20": RtlDevice(config, latency=40, stall=0.2, seed=5)}
+    devices = {
+        "ideal": RtlDevice(config, latency=40),
+        "stall20": RtlDevice(config, latency=40, stall=0.2, seed=5),
+    }
     for make in tqdm(cases(config), desc="cases", file=sys.stderr):
         name, dram, phases, measured = make()
         if args.only not in name and not any(args.only in m[0] for m in measured.values()):
@@ -91,16 +121,31 @@ def main() -> None:
                 if phase in measured:
                     results.append(result(config, measured[phase][0], memory, run, *measured[phase][1:]))
                     if run.cycles > 100_000 and run.seconds:
-                        speeds.append((run.counters["SIMULATED"] / run.seconds, results[-1]["mac_utilisation"], measured[phase][0]))
+                        speeds.append(
+                            (
+                                run.counters["SIMULATED"] / run.seconds,
+                                results[-1]["mac_utilisation"],
+                                measured[phase][0],
+                            )
+                        )
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(f"\n{'name':22s}{'memory':9s}{'cycles':>9s}{'bound':>11s}{'ratio':>8s}{'MACs':>8s}{'port':>8s}{'moved B':>10s}{'needed B':>10s}{'moved/needed':>13s}")
+    print(
+        f"\n{'name':22s}{'memory':9s}{'cycles':>9s}{'bound':>11s}{'ratio':>8s}{'MACs':>8s}"
+        f"{'port':>8s}{'moved B':>10s}{'needed B':>10s}{'moved/needed':>13s}"
+    )
     for r in results:
-        print(f"{r['name']:22s}{r['memory']:9s}{r['cycles']:9d}{r['bound_cycles']:11.1f}{r['ratio']:8.4f}{r['mac_utilisation']:8.1%}"
-              f"{r['port_utilisation']:8.1%}{r['bytes_moved']:10d}{r['bytes_needed']:10d}{r['bytes_moved'] / r['bytes_needed']:13.3f}")
+        print(
+            f"{r['name']:22s}{r['memory']:9s}{r['cycles']:9d}{r['bound_cycles']:11.1f}{r['ratio']:8.4f}"
+            f"{r['mac_utilisation']:8.1%}{r['port_utilisation']:8.1%}{r['bytes_moved']:10d}"
+            f"{r['bytes_needed']:10d}{r['bytes_moved'] / r['bytes_needed']:13.3f}"
+        )
     if speeds:
         best = max(speeds, key=lambda s: s[1])
-        print(f"\nsimulator: {best[0]:.0f} cycles/s on one core in {best[2]} ({best[1]:.0%} of the MACs busy); slowest long case {min(speeds)[0]:.0f}")
+        print(
+            f"\nsimulator: {best[0]:.0f} cycles/s on one core in {best[2]} ({best[1]:.0%} of the MACs busy); "
+            f"slowest long case {min(speeds)[0]:.0f}"
+        )
     print(f"{len(results)} results in {args.out}; every byte of DRAM equal to the instruction-level model")
 
 

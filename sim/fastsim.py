@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sim.unit import SimTimeout, Stall, Unit, split_stall
-from sim.verilate import cached_verilog, compile_verilog, parse_ports
+from sim.verilate import cached_verilog, compile_verilog, parse_ports, register_reset
 
 __all__ = ["BusError", "FastSim", "SimTimeout"]
 
@@ -84,7 +84,7 @@ class FastSim(Unit):
 
                 return Tile(config)
 
-            text = cached_verilog(tile, name, repr(config))
+            text, name = register_reset(cached_verilog(tile, name, repr(config)), name)
         else:
             text = verilog(component, name)
         kind = Path(waves).suffix.lstrip(".") if waves else ""

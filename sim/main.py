@@ -1,7 +1,9 @@
 """The main job (`make sim`): transformer blocks on the RTL, every byte compared with the golden models.
 
-Environment: CONFIG (base), WAVES=1 (trace of a short run in build/waves.vcd). Exit status 0 only if everything is equal.
+Environment: CONFIG (base), WAVES=1 (trace of a short run in build/waves.vcd). Exit status 0 only if
+everything is equal.
 """
+
 import argparse
 import os
 import sys
@@ -19,8 +21,10 @@ from sw.block import BlockImage
 from sw.cost import block_need
 from sw.run import MachineDevice, Run, block_outputs, block_programs
 
-HEADER = (f"{'phase':16s}{'cycles':>10s}{'bound':>10s}{'cyc/bound':>10s}{'MACs used':>10s}{'moved B':>10s}{'needed B':>10s}{'moved/need':>11s}"
-          f"{'port used':>10s}{'cycles/s':>10s}")
+HEADER = (
+    f"{'phase':16s}{'cycles':>10s}{'bound':>10s}{'cyc/bound':>10s}{'MACs used':>10s}"
+    f"{'moved B':>10s}{'needed B':>10s}{'moved/need':>11s}{'port used':>10s}{'cycles/s':>10s}"
+)
 
 
 def row(name: str, config: TileConfig, run: Run, need) -> str:
@@ -28,11 +32,22 @@ def row(name: str, config: TileConfig, run: Run, need) -> str:
     bound = need.bound(config.macs, config.axi_bytes)
     moved = (run.counters["READ_BEATS"] + run.counters["WRITE_BEATS"]) * config.axi_bytes
     busiest = max(run.counters["READ_BEATS"], run.counters["WRITE_BEATS"])
-    return (f"{name:16s}{run.cycles:10d}{bound:10.0f}{run.cycles / bound:10.3f}{need.macs / config.macs / run.cycles:10.1%}{moved:10d}"
-            f"{need.bytes:10d}{moved / need.bytes:11.3f}{busiest / run.cycles:10.1%}{run.counters['SIMULATED'] / max(run.seconds, 1e-9):10.0f}")
+    return (
+        f"{name:16s}{run.cycles:10d}{bound:10.0f}{run.cycles / bound:10.3f}"
+        f"{need.macs / config.macs / run.cycles:10.1%}{moved:10d}{need.bytes:10d}{moved / need.bytes:11.3f}"
+        f"{busiest / run.cycles:10.1%}{run.counters['SIMULATED'] / max(run.seconds, 1e-9):10.0f}"
+    )
 
 
-def simulate(spec: BlockSpec, config: TileConfig, tokens: int, steps: int, latency: int, stall: float, waves: str | None) -> list[str]:
+def simulate(
+    spec: BlockSpec,
+    config: TileConfig,
+    tokens: int,
+    steps: int,
+    latency: int,
+    stall: float,
+    waves: str | None,
+) -> list[str]:
     """Prefill and decode of one block; the table rows. Exits at the first mismatch."""
     rng = np.random.default_rng(7)
     params = random_params(spec, 1)
@@ -47,7 +62,11 @@ def simulate(spec: BlockSpec, config: TileConfig, tokens: int, steps: int, laten
     rows = []
     for phase, (words, args) in phases.items():
         start, count = (0, tokens) if phase == "prefill" else (tokens, steps)
-        with tqdm(total=1, desc=f"{spec.name} {phase} ({count} tokens, {len(words)} instruction words)", bar_format="{desc}: {elapsed}") as bar:
+        with tqdm(
+            total=1,
+            desc=f"{spec.name} {phase} ({count} tokens, {len(words)} instruction words)",
+            bar_format="{desc}: {elapsed}",
+        ) as bar:
             result = rtl.run(image.program_at[phase], len(words), args)
             bar.update()
         model.run(image.program_at[phase], len(words), args)
@@ -55,15 +74,34 @@ def simulate(spec: BlockSpec, config: TileConfig, tokens: int, steps: int, laten
         wrong = first_difference(rtl.dram, model.machine, image.dram, image.labels.get(phase, {}))
         if wrong:
             sys.exit(f"MISMATCH in {spec.name} {phase}: {wrong}")
-        rows.append(row(f"{spec.name} {phase}", config, result, block_need(spec, params, start, count, phase == "decode")))
+        rows.append(
+            row(
+                f"{spec.name} {phase}",
+                config,
+                result,
+                block_need(spec, params, start, count, phase == "decode"),
+            )
+        )
     golden = Block(spec, params)
-    want = np.concatenate([golden.forward(x[:tokens], 0), *(golden.forward(x[i:i + 1], i) for i in range(tokens, tokens + steps))])
+    want = np.concatenate(
+        [
+            golden.forward(x[:tokens], 0),
+            *(golden.forward(x[i : i + 1], i) for i in range(tokens, tokens + steps)),
+        ]
+    )
     got = block_outputs(image, rtl.dram)
     differ = np.argwhere(got.view(np.uint32) != want.view(np.uint32))
     if len(differ):
         t, f = differ[0]
-        sys.exit(f"MISMATCH in {spec.name}: output of token {t}, feature {f}: RTL {got[t, f]!r}, golden block {want[t, f]!r}")
-    print(f"{spec.name}: all {len(image.dram.data)} bytes of DRAM equal the instruction-level model, all outputs equal the golden block", flush=True)
+        sys.exit(
+            f"MISMATCH in {spec.name}: output of token {t}, feature {f}: "
+            f"RTL {got[t, f]!r}, golden block {want[t, f]!r}"
+        )
+    print(
+        f"{spec.name}: all {len(image.dram.data)} bytes of DRAM equal the instruction-level model, "
+        "all outputs equal the golden block",
+        flush=True,
+    )
     rtl.close()
     return rows
 
@@ -74,7 +112,9 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="prefill length (default 64; tiny 16)")
     parser.add_argument("--steps", type=int, default=16, help="decode steps")
     parser.add_argument("--latency", type=int, default=40, help="DRAM latency in cycles")
-    parser.add_argument("--stall", type=float, default=0.0, help="fraction of cycles that each AXI channel stalls")
+    parser.add_argument(
+        "--stall", type=float, default=0.0, help="fraction of cycles that each AXI channel stalls"
+    )
     args = parser.parse_args()
     begin = time.perf_counter()
     try:
@@ -86,11 +126,21 @@ def main() -> None:
     if waves:
         os.makedirs(os.path.dirname(waves), exist_ok=True)
         tokens, args.steps = min(tokens, 8), min(args.steps, 1)
-        print(f"waves: a short run ({tokens} tokens, {args.steps} step) of the first block into {waves}", flush=True)
+        print(
+            f"waves: a short run ({tokens} tokens, {args.steps} step) of the first block into {waves}",
+            flush=True,
+        )
     blocks = [LLAMA_SIM] if waves else [LLAMA_SIM, GPTOSS_SIM]
-    rows = [r for spec in blocks for r in simulate(spec, config, tokens, args.steps, args.latency, args.stall, waves)]
-    print(f"\nconfig {config.name}: 32 x {config.columns} array, {config.axi_data_bits}-bit AXI, DRAM latency {args.latency}, stalls {args.stall:.0%}; "
-          f"bound = max(MACs / {config.macs}, bytes / {config.axi_bytes})")
+    rows = [
+        r
+        for spec in blocks
+        for r in simulate(spec, config, tokens, args.steps, args.latency, args.stall, waves)
+    ]
+    print(
+        f"\nconfig {config.name}: 32 x {config.columns} array, {config.axi_data_bits}-bit AXI, "
+        f"DRAM latency {args.latency}, stalls {args.stall:.0%}; "
+        f"bound = max(MACs / {config.macs}, bytes / {config.axi_bytes})"
+    )
     print(HEADER)
     print("\n".join(rows))
     print(f"\nPASS in {time.perf_counter() - begin:.0f} s")

@@ -1,4 +1,6 @@
-"""The RTL as a device: the exported tile on the fast simulator, run through its registers; and its comparison with the model."""
+"""The RTL as a device: the exported tile on the fast simulator, run through its registers; and its
+comparison with the model."""
+
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,10 +25,23 @@ class TileError(RuntimeError):
 
 
 class RtlDevice:
-    """The Verilated tile of a config with its DRAM model. Latency in cycles, stall a fraction of cycles per AXI channel."""
+    """The Verilated tile of a config with its DRAM model.
 
-    def __init__(self, config: TileConfig, *, dram_bytes: int = 32 << 20, latency: int = 40, stall: float = 0.0, seed: int = 1,
-                 waves: str | Path | None = None, random_init: bool = False, watchdog: int = 1 << 20):
+    Latency in cycles, stall a fraction of cycles per AXI channel.
+    """
+
+    def __init__(
+        self,
+        config: TileConfig,
+        *,
+        dram_bytes: int = 32 << 20,
+        latency: int = 40,
+        stall: float = 0.0,
+        seed: int = 1,
+        waves: str | Path | None = None,
+        random_init: bool = False,
+        watchdog: int = 1 << 20,
+    ):
         self.config = config
         self.sim = FastSim(config, dram_bytes, latency, stall, seed, waves, random_init=random_init)
         self.sim.reset()
@@ -37,7 +52,7 @@ class RtlDevice:
         return self.sim.dram
 
     def attach(self, dram: np.ndarray) -> None:
-        self.sim.dram[:len(dram)] = dram
+        self.sim.dram[: len(dram)] = dram
 
     def write(self, register: str, value: int) -> None:
         self.sim.csr_write(csr_map.offset(register), value)
@@ -63,7 +78,9 @@ class RtlDevice:
         status = self.read("IRQ_STATUS")
         self.write("IRQ_STATUS", status)
         if status & 2:
-            raise TileError(self.read("ERR_CODE"), self.read("ERR_PC"), self.read("ERR_VALUE"), self.read("UNITS"))
+            raise TileError(
+                self.read("ERR_CODE"), self.read("ERR_PC"), self.read("ERR_VALUE"), self.read("UNITS")
+            )
         self.sim.check_protocol()
         counters = {c.name: self.counter(c.name) for c in csr_map.COUNTERS}
         return Run(counters["CYCLES"], self.read("UNIT_CYCLES"), counters | {"SIMULATED": cycles}, seconds)
@@ -72,15 +89,26 @@ class RtlDevice:
         self.sim.close()
 
 
-def first_difference(rtl: np.ndarray, model: Machine, image: DramImage, labels: Mapping[int, str]) -> str | None:
-    """None if every byte of DRAM is equal; else what differs first: tensor, element, instruction that wrote it, both values."""
+def first_difference(
+    rtl: np.ndarray, model: Machine, image: DramImage, labels: Mapping[int, str]
+) -> str | None:
+    """None if every byte of DRAM is equal; else what differs first.
+
+    Names the tensor, the element, the instruction that wrote it and both values.
+    """
     n = len(model.dram)
     if np.array_equal(rtl[:n], model.dram):
         return None
     at = int(np.flatnonzero(rtl[:n] != model.dram)[0])
     word = at & ~3
     event = model.writer_of("dram", at) if model.events is not None else None
-    by = f"written by {event.thread} instruction at word {event.pc} ({labels.get(event.pc, event.label) or 'no label'})" if event else "not written by the program"
+    by = "not written by the program"
+    if event:
+        label = labels.get(event.pc, event.label) or "no label"
+        by = f"written by {event.thread} instruction at word {event.pc} ({label})"
     count = int((rtl[:n] != model.dram).sum())
-    return (f"DRAM byte {at:#x} ({image.where(at)}), {by}: RTL {rtl[at]:#04x}, golden {model.dram[at]:#04x} "
-            f"(float32 {rtl[word:word + 4].view(np.float32)[0]!r} and {model.dram[word:word + 4].view(np.float32)[0]!r}); {count} bytes differ in all")
+    got, want = (dram[word : word + 4].view(np.float32)[0] for dram in (rtl, model.dram))
+    return (
+        f"DRAM byte {at:#x} ({image.where(at)}), {by}: RTL {rtl[at]:#04x}, golden {model.dram[at]:#04x} "
+        f"(float32 {got!r} and {want!r}); {count} bytes differ in all"
+    )

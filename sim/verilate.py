@@ -79,6 +79,22 @@ def parse_ports(verilog: str, top: str) -> dict[str, tuple[str, int]]:
     return {name: (way, int(high or 0) + 1) for way, high, name in sorted(found, key=lambda port: port[2])}
 
 
+def register_reset(verilog: str, top: str) -> tuple[str, str]:
+    """Verilog with a wrapper around `top` that registers rst, and the wrapper's name.
+
+    Verilator evaluates all logic behind a top-level input whenever any input may have changed; behind rst that is the next-state
+    logic of the whole design. With a register in between it is evaluated once per cycle, when needed.
+    """
+    wrapper = f"{top}_registered_reset"
+    ports = parse_ports(verilog, top)
+    wide = {name: f"[{width - 1}:0] " if width > 1 else "" for name, (_, width) in ports.items()}
+    lines = [f"module {wrapper}({', '.join(ports)});"]
+    lines += [f"  {way} {wide[name]}{name};" for name, (way, _) in ports.items()]
+    lines += ["  reg rst_registered = 1'h1;", "  always @(posedge clk) rst_registered <= rst;", f"  {top} tile ("]
+    lines.append(",\n".join(f"    .{name}({'rst_registered' if name == 'rst' else name})" for name in ports))
+    return f"{verilog}\n" + "\n".join([*lines, "  );", "endmodule", ""]), wrapper
+
+
 def randomize_init(verilog: str) -> str:
     """Drop the initial values of registers and written memories, so that the simulator may choose.
 

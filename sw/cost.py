@@ -1,4 +1,6 @@
-"""What a block's computation needs, whatever runs it: multiply-accumulates and bytes, of the model's own sizes (no padding)."""
+"""What a block's computation needs, whatever runs it: multiply-accumulates and bytes, of the model's own
+sizes (no padding)."""
+
 from dataclasses import dataclass
 
 from golden.spec import BlockParams, BlockSpec, Expert, MxTensor
@@ -20,7 +22,10 @@ class Need:
         return self.read + self.written
 
     def bound(self, macs_per_cycle: int, port_bytes: int) -> float:
-        """Cycles that no schedule can beat: the array and both directions of the port work at the same time."""
+        """Cycles that no schedule can beat.
+
+        The array and both directions of the port work at the same time.
+        """
         return max(self.macs / macs_per_cycle, self.read / port_bytes, self.written / port_bytes)
 
 
@@ -38,15 +43,25 @@ def _macs(w: MxTensor) -> int:
 
 def _vectors(params: BlockParams) -> int:
     """Bytes of norms, biases and sinks."""
-    vectors = [params.norm1, params.norm2, params.bq, params.bk, params.bv, params.bo, params.sinks, params.router_bias]
+    vectors = [
+        params.norm1,
+        params.norm2,
+        params.bq,
+        params.bk,
+        params.bv,
+        params.bo,
+        params.sinks,
+        params.router_bias,
+    ]
     for e in params.experts:
         vectors += [e.gate_bias, e.up_bias, e.down_bias]
     return sum(v.nbytes for v in vectors if v is not None)
 
 
 def block_need(spec: BlockSpec, params: BlockParams, first: int, tokens: int, steps: bool) -> Need:
-    """Need of `tokens` tokens at positions first.. : as one prefill, or one by one (`steps`: the weights are read for each token,
-    only the chosen experts' of them, and the keys and values in sight come from DRAM)."""
+    """Need of `tokens` tokens at positions first.. : as one prefill, or one by one (`steps`: the weights are
+    read for each token, only the chosen experts' of them, and the keys and values in sight come from DRAM).
+    """
     per_token = spec.kv_heads * spec.head_dim + spec.kv_scales
     chosen = spec.top_k if spec.experts else 1
     sights = [min(first + i + 1, spec.window or first + i + 1) for i in range(tokens)]

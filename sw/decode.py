@@ -1,10 +1,12 @@
 """The decode program of one block: one token per step, the same program at every position.
 
-Weights stream through a ring of SRAM slots in chunks of a few passes, far ahead of the arithmetic: the load thread knows nothing
-of it but free slots. The row of the token is lane 0; in attention the rows are the query heads of a KV head.
+Weights stream through a ring of SRAM slots in chunks of a few passes, far ahead of the arithmetic: the load
+thread knows nothing of it but free slots. The row of the token is lane 0; in attention the rows are the query
+heads of a KV head.
 
 Host arguments: ARG0 = position of the first token, ARG1 = steps. Threads keep the position in r1.
 """
+
 from dataclasses import dataclass
 
 from hw.isa import R
@@ -21,7 +23,10 @@ EXPERT = tuple(R(6 + i) for i in range(4))
 
 @dataclass
 class Chunk:
-    """Passes first .. first+passes-1 of a panel. expert: which of the chosen experts it belongs to, None for fixed weights."""
+    """Passes first .. first+passes-1 of a panel.
+
+    expert: which of the chosen experts it belongs to, None for fixed weights.
+    """
 
     panel: Panel
     first: int
@@ -31,8 +36,8 @@ class Chunk:
 
 
 def fit_ring(chunks: list[Chunk], slots: int) -> tuple[list[Chunk], int]:
-    """Split chunks until their number is a multiple of the ring's slots (so that every step starts at slot 0); prefers the
-    largest ring. Returns the chunks, with their slots, and the ring's size."""
+    """Split chunks until their number is a multiple of the ring's slots (so that every step starts at slot
+    0); prefers the largest ring. Returns the chunks, with their slots, and the ring's size."""
     for ring in range(min(slots, len(chunks)), 0, -1):
         need = -len(chunks) % ring
         if need <= sum(c.passes > 1 for c in chunks):
@@ -41,7 +46,10 @@ def fit_ring(chunks: list[Chunk], slots: int) -> tuple[list[Chunk], int]:
     for c in chunks:
         if need and c.passes > 1:
             half = c.passes // 2
-            out += [Chunk(c.panel, c.first, half, c.expert), Chunk(c.panel, c.first + half, c.passes - half, c.expert)]
+            out += [
+                Chunk(c.panel, c.first, half, c.expert),
+                Chunk(c.panel, c.first + half, c.passes - half, c.expert),
+            ]
             need -= 1
         else:
             out.append(c)
@@ -81,7 +89,9 @@ class Decode:
         self.k, self.v = (alloc(x, s.kv_words * self.cap * 32, 128) for x in "kv")
         self.ks, self.vs = (alloc(f"{x} scales", s.kv_scales * self.cap, 128) for x in "kv")
         self.sc = alloc("scores", len(groups) * self.cap * w, 128)
-        self.mx, self.ls, self.rl = (alloc(x, len(groups) * w, 128) for x in ("maxima", "sums", "reciprocals"))
+        self.mx, self.ls, self.rl = (
+            alloc(x, len(groups) * w, 128) for x in ("maxima", "sums", "reciprocals")
+        )
         self.pb, self.pbs = self.cap // 32 * c * 32, self.cap // 32 * c
         self.p = alloc("probabilities", len(groups) * s.slices * self.pb, 128)
         self.ps = alloc("probability scales", len(groups) * s.slices * self.pbs, 128)
@@ -103,7 +113,10 @@ class Decode:
             chunks += [c for p in expert for c in self._cut(p, e if image.router else None)]
         slots = (cfg.sram_bytes - sram.used - 1024) // self.slot_bytes
         if slots < 2:
-            raise ValueError(f"weight ring: {cfg.sram_bytes - sram.used} bytes left of SRAM: allowed is at least two slots of {self.slot_bytes}")
+            raise ValueError(
+                f"weight ring: {cfg.sram_bytes - sram.used} bytes left of SRAM: "
+                f"allowed is at least two slots of {self.slot_bytes}"
+            )
         chunks, ring = fit_ring(chunks, slots)
         self.ring = ring
         self.ring_at = alloc("weight ring", ring * self.slot_bytes, 128)
@@ -113,9 +126,30 @@ class Decode:
             self.chunks.setdefault((ch.panel.address, ch.expert), []).append(ch)
 
         self.program = pr = Program(cfg)
-        self.sem = {n: pr.semaphore(n) for n in (
-            "const", "in", "in_free", "chunk", "chunk_free", "act", "out", "out_free", "kv", "kv_free", "kv_new", "kv_stored",
-            "scores", "p", "o", "y", "y_free", "routed", "routed_vector")}
+        self.sem = {
+            n: pr.semaphore(n)
+            for n in (
+                "const",
+                "in",
+                "in_free",
+                "chunk",
+                "chunk_free",
+                "act",
+                "out",
+                "out_free",
+                "kv",
+                "kv_free",
+                "kv_new",
+                "kv_stored",
+                "scores",
+                "p",
+                "o",
+                "y",
+                "y_free",
+                "routed",
+                "routed_vector",
+            )
+        }
         self._load(pr.load)
         self._matmul(pr.matmul)
         self._vector(pr.vector)
@@ -165,8 +199,13 @@ class Decode:
                 for ch in self.chunks[p.address, expert]:
                     t.wait(sem["chunk_free"])
                     src = p.address + ch.first * p.pass_bytes
-                    t.load(src=src if expert is None else R(START.reg) + src, dst=self.ring_at + ch.slot * self.slot_bytes,
-                           len=ch.passes * p.pass_bytes, sig_b=sem["chunk"])
+                    t.load(
+                        src=src if expert is None else R(START.reg) + src,
+                        dst=self.ring_at + ch.slot * self.slot_bytes,
+                        len=ch.passes * p.pass_bytes,
+                        sig_b=sem["chunk"],
+                    )
+
         self._begin(t)
         with t.loop(N):
             t.wait(sem["in_free"], 2)
@@ -183,9 +222,23 @@ class Decode:
                 t.shl(EXPERT[0], N, 5)
                 with t.label("past keys and values"):
                     for x, at, scales in (("k", self.k, self.ks), ("v", self.v, self.vs)):
-                        t.load(src=START32 + im.kv_at[x], dst=at, len=EXPERT[0], n1=s.kv_words, src1=s.max_tokens * 32, dst1=self.cap * 32)
-                        t.load(src=START + im.kv_scale_at[x], dst=scales, len=N, n1=s.kv_scales, src1=s.max_tokens, dst1=self.cap,
-                               sig_b=sem["kv"])
+                        t.load(
+                            src=START32 + im.kv_at[x],
+                            dst=at,
+                            len=EXPERT[0],
+                            n1=s.kv_words,
+                            src1=s.max_tokens * 32,
+                            dst1=self.cap * 32,
+                        )
+                        t.load(
+                            src=START + im.kv_scale_at[x],
+                            dst=scales,
+                            len=N,
+                            n1=s.kv_scales,
+                            src1=s.max_tokens,
+                            dst1=self.cap,
+                            sig_b=sem["kv"],
+                        )
                 fetch(im.wk)
                 fetch(im.wv)
             with t.label("wo weights"):
@@ -223,16 +276,32 @@ class Decode:
             t.shl(EXPERT[0], POS, 5)
             t.wait(sem["kv_new"], 2)
             for x, at, scales in (("k", self.k, self.ks), ("v", self.v, self.vs)):
-                t.store(src=START32 + at, dst=EXPERT[0] + im.kv_at[x], len=32, n1=s.kv_words, src1=self.cap * 32, dst1=s.max_tokens * 32)
-                t.store(src=N + scales, dst=POS + im.kv_scale_at[x], len=1, n1=s.kv_scales, src1=self.cap, dst1=s.max_tokens,
-                        sig_b=sem["kv_stored"] if x == "v" else 0)
+                t.store(
+                    src=START32 + at,
+                    dst=EXPERT[0] + im.kv_at[x],
+                    len=32,
+                    n1=s.kv_words,
+                    src1=self.cap * 32,
+                    dst1=s.max_tokens * 32,
+                )
+                t.store(
+                    src=N + scales,
+                    dst=POS + im.kv_scale_at[x],
+                    len=1,
+                    n1=s.kv_scales,
+                    src1=self.cap,
+                    dst1=s.max_tokens,
+                    sig_b=sem["kv_stored"] if x == "v" else 0,
+                )
             t.wait(sem["y"])
             t.store(src=self.y, dst=STEP + im.decode_out, len=s.hidden * 4, sig_a=sem["y_free"])
             self._advance(t)
 
     # ---- matmul thread
 
-    def _linear(self, t: Thread, panels: list[Panel], stat: int, stat_scale: int, expert: int | None = None) -> None:
+    def _linear(
+        self, t: Thread, panels: list[Panel], stat: int, stat_scale: int, expert: int | None = None
+    ) -> None:
         sem = self.sem
         for p in panels:
             chunks = self.chunks[p.address, expert]
@@ -242,10 +311,24 @@ class Decode:
                 if last:
                     t.wait(sem["out_free"])
                 at = self.ring_at + ch.slot * self.slot_bytes
-                t.matmul(n=p.n, k=ch.passes, first=int(i == 0), last=int(last), rows=1, stream_fmt=p.fmt, data=at, scale=at + p.data_bytes,
-                         data_pass=p.pass_bytes, scale_pass=p.pass_bytes, stat=stat + ch.first * 32, stat_pass=32,
-                         stat_scale=stat_scale + ch.first, stat_scale_pass=1, sig_a=sem["chunk_free"],
-                         **(dict(out=RING + self.out, sig_b=sem["out"]) if last else {}))
+                t.matmul(
+                    n=p.n,
+                    k=ch.passes,
+                    first=int(i == 0),
+                    last=int(last),
+                    rows=1,
+                    stream_fmt=p.fmt,
+                    data=at,
+                    scale=at + p.data_bytes,
+                    data_pass=p.pass_bytes,
+                    scale_pass=p.pass_bytes,
+                    stat=stat + ch.first * 32,
+                    stat_pass=32,
+                    stat_scale=stat_scale + ch.first,
+                    stat_scale_pass=1,
+                    sig_a=sem["chunk_free"],
+                    **(dict(out=RING + self.out, sig_b=sem["out"]) if last else {}),
+                )
             t.add(RING, RING, self.out_bytes)
             self._wrap(t)
 
@@ -277,21 +360,47 @@ class Decode:
                 t.wait(sem["act"], 3)
                 t.wait(sem["kv"], 2)
                 for i, g in enumerate(groups):
-                    t.matmul(n=N, k=s.slices, rows=g.rows, lo=hi, hi=N, data=self.k + im.word_of(g.kv, 0) * self.cap * 32, data_pass=self.cap * 32,
-                             scale=self.ks + g.kv * s.slices * self.cap, scale_pass=self.cap,
-                             stat=self.q + g.head * s.slices * 32, stat_pass=32, stat_row=s.slices * 32,
-                             stat_scale=self.qs + g.head * s.slices, stat_scale_pass=1, stat_scale_row=s.slices,
-                             out=self.sc + i * self.cap * w, max_out=self.mx + i * w, sig_b=sem["scores"])
+                    t.matmul(
+                        n=N,
+                        k=s.slices,
+                        rows=g.rows,
+                        lo=hi,
+                        hi=N,
+                        data=self.k + im.word_of(g.kv, 0) * self.cap * 32,
+                        data_pass=self.cap * 32,
+                        scale=self.ks + g.kv * s.slices * self.cap,
+                        scale_pass=self.cap,
+                        stat=self.q + g.head * s.slices * 32,
+                        stat_pass=32,
+                        stat_row=s.slices * 32,
+                        stat_scale=self.qs + g.head * s.slices,
+                        stat_scale_pass=1,
+                        stat_scale_row=s.slices,
+                        out=self.sc + i * self.cap * w,
+                        max_out=self.mx + i * w,
+                        sig_b=sem["scores"],
+                    )
                 for i, g in enumerate(groups):
                     t.wait(sem["p"])
                     for b in range(s.slices):
                         last = b == s.slices - 1
-                        t.matmul(n=s.slice_dim, k=kb, rows=g.rows, transpose=1, offset=im.byte_of(g.kv),
-                                 data=self.v + im.word_of(g.kv, b) * self.cap * 32, data_pass=1024,
-                                 stat=self.p + (i * s.slices + b) * self.pb, stat_pass=im.config.columns * 32, stat_row=32,
-                                 stat_scale=self.ps + (i * s.slices + b) * self.pbs, stat_scale_pass=im.config.columns,
-                                 out=self.o + (i * s.head_dim + 32 * b) * w, sig_b=sem["o"] if last else 0,
-                                 sig_a=sem["kv_free"] if last and i == len(groups) - 1 else 0)
+                        t.matmul(
+                            n=s.slice_dim,
+                            k=kb,
+                            rows=g.rows,
+                            transpose=1,
+                            offset=im.byte_of(g.kv),
+                            data=self.v + im.word_of(g.kv, b) * self.cap * 32,
+                            data_pass=1024,
+                            stat=self.p + (i * s.slices + b) * self.pb,
+                            stat_pass=im.config.columns * 32,
+                            stat_row=32,
+                            stat_scale=self.ps + (i * s.slices + b) * self.pbs,
+                            stat_scale_pass=im.config.columns,
+                            out=self.o + (i * s.head_dim + 32 * b) * w,
+                            sig_b=sem["o"] if last else 0,
+                            sig_a=sem["kv_free"] if last and i == len(groups) - 1 else 0,
+                        )
             with t.label("output projection"):
                 t.wait(sem["act"])
                 self._linear(t, im.wo, self.att, self.atts)
@@ -315,8 +424,19 @@ class Decode:
         self._wrap(t)
 
     def _norm(self, t: Thread, gamma: str) -> None:
-        rms_norm(t, self.image, self.x, self.const + self.image.const[gamma], self.tmp,
-                 out=self.xn, o1=32, qs=self.xns, o2=1, rows=1, sig_b=self.sem["act"])
+        rms_norm(
+            t,
+            self.image,
+            self.x,
+            self.const + self.image.const[gamma],
+            self.tmp,
+            out=self.xn,
+            o1=32,
+            qs=self.xns,
+            o2=1,
+            rows=1,
+            sig_b=self.sem["act"],
+        )
 
     def _vector(self, t: Thread) -> None:
         im, sem, s = self.image, self.sem, self.image.spec
@@ -342,7 +462,16 @@ class Decode:
                 self._norm(t, "norm2")
             if im.router:
                 with t.label("router"):
-                    top = route(t, im, self._out(t), self.tmp, self.gates, sem["out_free"], sig_b=sem["routed"], sig_c=sem["routed_vector"])
+                    top = route(
+                        t,
+                        im,
+                        self._out(t),
+                        self.tmp,
+                        self.gates,
+                        sem["out_free"],
+                        sig_b=sem["routed"],
+                        sig_c=sem["routed_vector"],
+                    )
                     assert top == self.top
                     self._taken(t)
                     self._chosen(t, sem["routed_vector"])
@@ -355,7 +484,8 @@ class Decode:
             self._advance(t)
 
     def _heads(self, t: Thread, panels: list[Panel], kind: str) -> None:
-        """Bias, RoPE and quantisation; r10 and r11 hold the new token's place in the key and value buffers (bytes of words, of scales)."""
+        """Bias, RoPE and quantisation; r10 and r11 hold the new token's place in the key and value buffers
+        (bytes of words, of scales)."""
         im, sem, s = self.image, self.sem, self.image.spec
         w = im.config.lane_bytes
         head = 0
@@ -365,23 +495,57 @@ class Decode:
             src, free = self._out(t), sem["out_free"]
             if bias is not None:
                 scratch = self.tmp + panel.n * w
-                t.vector(n0=panel.n, a=src, d=self.const + bias + 4 * head * s.head_dim, d_type=BROADCAST, x2="d", out=scratch, sig_a=free)
+                t.vector(
+                    n0=panel.n,
+                    a=src,
+                    d=self.const + bias + 4 * head * s.head_dim,
+                    d_type=BROADCAST,
+                    x2="d",
+                    out=scratch,
+                    sig_a=free,
+                )
                 src, free = R(0, scratch), 0
-            done = dict(sig_b=sem["act"], sig_c=sem["kv_new"] if kind != "q" else 0) if i == len(panels) - 1 else {}
+            done = (
+                dict(sig_b=sem["act"], sig_c=sem["kv_new"] if kind != "q" else 0)
+                if i == len(panels) - 1
+                else {}
+            )
             for h in [None] if s.head_dim >= 32 else range(count):
                 last = h is None or h == count - 1
                 at = src + (h or 0) * s.head_dim * w
                 heads = count if h is None else 1
-                ops = dict(a=at, n0=heads * s.head_dim) if kind == "v" else rope(t, im, at, self.tmp, self.table, BROADCAST, heads)
+                ops = (
+                    dict(a=at, n0=heads * s.head_dim)
+                    if kind == "v"
+                    else rope(t, im, at, self.tmp, self.table, BROADCAST, heads)
+                )
                 this = head + (h or 0)
                 if kind == "q":
-                    ops |= dict(x3="s2", c2=float(s.qscale), out=self.q + this * s.slices * 32 + im.byte_of(this // s.group), o1=32,
-                                qs=self.qs + this * s.slices, o2=1, zfill=int(s.head_dim < 32))
+                    ops |= dict(
+                        x3="s2",
+                        c2=float(s.qscale),
+                        out=self.q + this * s.slices * 32 + im.byte_of(this // s.group),
+                        o1=32,
+                        qs=self.qs + this * s.slices,
+                        o2=1,
+                        zfill=int(s.head_dim < 32),
+                    )
                 else:
                     at8, ats = (self.k, self.ks) if kind == "k" else (self.v, self.vs)
-                    ops |= dict(out=R(10) + (at8 + im.word_of(this, 0) * self.cap * 32 + im.byte_of(this)), o1=self.cap * 32,
-                                qs=R(11) + (ats + this * s.slices * self.cap), o2=self.cap)
-                t.vector(**ops, out_mode="int8", block=s.slice_dim, rows=1, **(done if last else {}), sig_a=free if last else 0)
+                    ops |= dict(
+                        out=R(10) + (at8 + im.word_of(this, 0) * self.cap * 32 + im.byte_of(this)),
+                        o1=self.cap * 32,
+                        qs=R(11) + (ats + this * s.slices * self.cap),
+                        o2=self.cap,
+                    )
+                t.vector(
+                    **ops,
+                    out_mode="int8",
+                    block=s.slice_dim,
+                    rows=1,
+                    **(done if last else {}),
+                    sig_a=free if last else 0,
+                )
             self._taken(t)
             head += count
 
@@ -395,21 +559,57 @@ class Decode:
             if sinks is not None:
                 t.vector(n0=1, a=self.const + sinks + i * w, lo=1, s4=self.mx + i * w, out=self.mx + i * w)
             for b in range(s.slices):
-                t.vector(n0=N, a=self.sc + i * self.cap * w, x2="-s1", s1=self.mx + i * w, func="exp2",
-                         b=self.vs + (g.kv * s.slices + b) * self.cap, b_type=E8M0, x3="b",
-                         **(dict(red_op="sum_t3", red=self.ls + i * w) if b == 0 else {}), out_mode="int8",
-                         out=self.p + (i * s.slices + b) * self.pb, qs=self.ps + (i * s.slices + b) * self.pbs,
-                         overlap=int(sinks is None or b > 0), sig_b=sem["p"] if b == s.slices - 1 else 0)
+                t.vector(
+                    n0=N,
+                    a=self.sc + i * self.cap * w,
+                    x2="-s1",
+                    s1=self.mx + i * w,
+                    func="exp2",
+                    b=self.vs + (g.kv * s.slices + b) * self.cap,
+                    b_type=E8M0,
+                    x3="b",
+                    **(dict(red_op="sum_t3", red=self.ls + i * w) if b == 0 else {}),
+                    out_mode="int8",
+                    out=self.p + (i * s.slices + b) * self.pb,
+                    qs=self.ps + (i * s.slices + b) * self.pbs,
+                    overlap=int(sinks is None or b > 0),
+                    sig_b=sem["p"] if b == s.slices - 1 else 0,
+                )
         if sinks is not None:
-            t.vector(n0=len(groups), a=self.const + sinks, d=self.mx, x2="-d", func="exp2", b=self.ls, x4="b", out=self.ls)
+            t.vector(
+                n0=len(groups),
+                a=self.const + sinks,
+                d=self.mx,
+                x2="-d",
+                func="exp2",
+                b=self.ls,
+                x4="b",
+                out=self.ls,
+            )
         t.vector(n0=len(groups), a=self.ls, func="recip", out=self.rl)
         for i, g in enumerate(groups):
             t.wait(sem["o"])
-            t.vector(n0=s.head_dim, a=self.o + i * s.head_dim * w, x1="s0", s0=self.rl + i * w, out_mode="int8", block=s.slice_dim,
-                     zfill=int(s.head_dim < 32), rows=g.rows, out=self.att + g.head * 32, o0=32, o1=s.heads * 32, qs=self.atts + g.head,
-                     o2=s.heads, overlap=int(i > 0), sig_b=sem["act"] if i == len(groups) - 1 else 0)
+            t.vector(
+                n0=s.head_dim,
+                a=self.o + i * s.head_dim * w,
+                x1="s0",
+                s0=self.rl + i * w,
+                out_mode="int8",
+                block=s.slice_dim,
+                zfill=int(s.head_dim < 32),
+                rows=g.rows,
+                out=self.att + g.head * 32,
+                o0=32,
+                o1=s.heads * 32,
+                qs=self.atts + g.head,
+                o2=s.heads,
+                overlap=int(i > 0),
+                sig_b=sem["act"] if i == len(groups) - 1 else 0,
+            )
 
-    def _residual(self, t: Thread, panels: list[Panel], bias: str, expert: R | None = None, first_sig: int = 0) -> None:
+    def _residual(
+        self, t: Thread, panels: list[Panel], bias: str, expert: R | None = None, first_sig: int = 0
+    ) -> None:
         """x += gate * (sums + bias)."""
         im, sem = self.image, self.sem
         w = im.config.lane_bytes
@@ -424,8 +624,16 @@ class Decode:
             if expert is not None:
                 t.mul(R(11), expert, w)
                 ops |= dict(s2=R(11) + self.gates, x3="s2")
-            t.vector(n0=panel.n, a=self._out(t), **ops, d=self.x + at * w, x4="d", out=self.x + at * w, sig_a=sem["out_free"],
-                     sig_c=first_sig if i == 0 else 0)
+            t.vector(
+                n0=panel.n,
+                a=self._out(t),
+                **ops,
+                d=self.x + at * w,
+                x4="d",
+                out=self.x + at * w,
+                sig_a=sem["out_free"],
+                sig_c=first_sig if i == 0 else 0,
+            )
             self._taken(t)
             at += panel.n
 
@@ -434,13 +642,28 @@ class Decode:
         w = im.config.lane_bytes
         for i, (lo, hi) in enumerate(im.splits):
             n = hi - lo
-            bias = None
+            bias: tuple[R | int, R | int] | None = None
             if "gate0" in im.const:
-                bias = tuple(self.const + im.const[f"{x}0"] + 4 * lo for x in ("gate", "up"))
+                gate, up = (self.const + im.const[f"{x}0"] + 4 * lo for x in ("gate", "up"))
+                bias = gate, up
                 if im.router:
                     t.mul(R(10), EXPERT[e], im.const_stride["gate"])
-                    bias = tuple(R(10) + b for b in bias)
+                    bias = R(10) + gate, R(10) + up
             src = self._out(t)
-            activation(t, im, src, src + n * w, n, self.tmp, bias, out=self.h + lo, o1=32, qs=self.hs + lo // 32, o2=1, rows=1,
-                       sig_a=sem["out_free"], sig_b=sem["act"] if i == len(im.splits) - 1 else 0)
+            activation(
+                t,
+                im,
+                src,
+                src + n * w,
+                n,
+                self.tmp,
+                bias,
+                out=self.h + lo,
+                o1=32,
+                qs=self.hs + lo // 32,
+                o2=1,
+                rows=1,
+                sig_a=sem["out_free"],
+                sig_b=sem["act"] if i == len(im.splits) - 1 else 0,
+            )
             self._taken(t)

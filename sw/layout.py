@@ -1,4 +1,5 @@
 """DRAM images: weight panels in streaming order, the KV cache, constants and activations."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,8 +16,8 @@ def align(n: int, to: int) -> int:
 
 @dataclass(frozen=True)
 class Panel:
-    """`n` output features of a linear layer over all `k` blocks of its contraction: k passes of `pass_bytes`, each the n blocks
-    (padded to 32 bytes) followed by the n scale bytes (padded to 32)."""
+    """`n` output features of a linear layer over all `k` blocks of its contraction: k passes of
+    `pass_bytes`, each the n blocks (padded to 32 bytes) followed by the n scale bytes (padded to 32)."""
 
     address: int
     n: int
@@ -42,8 +43,8 @@ class Panel:
         p = Panel(0, n, k, w.fmt)
         image = np.zeros((k, p.pass_bytes), np.uint8)
         blocks = formats.pack(w.ints, w.fmt).reshape(n, k, -1)
-        image[:, :n * BLOCK_BYTES[w.fmt]] = blocks.transpose(1, 0, 2).reshape(k, -1)
-        image[:, p.data_bytes:p.data_bytes + n] = w.scales.T
+        image[:, : n * BLOCK_BYTES[w.fmt]] = blocks.transpose(1, 0, 2).reshape(k, -1)
+        image[:, p.data_bytes : p.data_bytes + n] = w.scales.T
         return image.reshape(-1)
 
 
@@ -58,7 +59,9 @@ class DramImage:
     def alloc(self, name: str, nbytes: int, to: int = 64) -> int:
         address = align(self.top, to)
         if address + nbytes > len(self.data):
-            raise MemoryError(f"{name}: {nbytes} bytes at {address:#x} do not fit a DRAM of {len(self.data)} bytes")
+            raise MemoryError(
+                f"{name}: {nbytes} bytes at {address:#x} do not fit a DRAM of {len(self.data)} bytes"
+            )
         self.top = address + nbytes
         self.regions[name] = (address, nbytes)
         return address
@@ -66,7 +69,7 @@ class DramImage:
     def put(self, name: str, array: np.ndarray, to: int = 64) -> int:
         raw = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
         address = self.alloc(name, raw.size, to)
-        self.data[address:address + raw.size] = raw
+        self.data[address : address + raw.size] = raw
         return address
 
     def panel(self, name: str, w: MxTensor) -> Panel:

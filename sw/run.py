@@ -2,6 +2,7 @@
 
 A device has `dram` (uint8 array) and `run(address, words, args) -> Run`.
 """
+
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -62,23 +63,34 @@ class MachineDevice:
 
     def run(self, address: int, words: int, args: Sequence[int] = ()) -> Run:
         assert self.machine is not None
-        self.machine.run(address, words, args, schedule=None if self.schedule is None else np.random.default_rng(self.schedule))
+        self.machine.run(
+            address,
+            words,
+            args,
+            schedule=None if self.schedule is None else np.random.default_rng(self.schedule),
+        )
         return Run()
 
 
 def put_program(dram: np.ndarray, address: int, image: np.ndarray) -> None:
-    dram[address:address + image.nbytes] = image.view(np.uint8)
+    dram[address : address + image.nbytes] = image.view(np.uint8)
 
 
 def block_programs(image: BlockImage) -> dict[str, tuple[np.ndarray, tuple[int, ...]]]:
-    """phase -> (program, arguments) of the block's phases that have tokens; the programs are put into the image."""
+    """phase -> (program, arguments) of the block's phases that have tokens.
+
+    The programs are put into the image.
+    """
     phases: dict[str, tuple[np.ndarray, tuple[int, ...]]] = {}
     if image.tokens:
         program = Prefill(image).program
         phases["prefill"], image.labels["prefill"] = (program.image(), ()), program.labels
     if image.steps:
         program = Decode(image).program
-        phases["decode"], image.labels["decode"] = (program.image(), (image.tokens, image.steps)), program.labels
+        phases["decode"], image.labels["decode"] = (
+            (program.image(), (image.tokens, image.steps)),
+            program.labels,
+        )
     for phase, (words, _) in phases.items():
         put_program(image.dram.data, image.program_at[phase], words)
     return phases
@@ -90,16 +102,22 @@ def block_outputs(image: BlockImage, dram: np.ndarray) -> np.ndarray:
     out = []
     if image.tokens:
         g = -(-image.tokens // c)
-        raw = dram[image.prefill_out:image.prefill_out + g * c * h * 4].view(np.float32)
+        raw = dram[image.prefill_out : image.prefill_out + g * c * h * 4].view(np.float32)
         out.append(unlane(raw.reshape(g, h, c), image.tokens))
     if image.steps:
-        out.append(dram[image.decode_out:image.decode_out + image.steps * h * 4].view(np.float32).reshape(-1, h))
+        out.append(
+            dram[image.decode_out : image.decode_out + image.steps * h * 4].view(np.float32).reshape(-1, h)
+        )
     return np.concatenate(out)
 
 
-def run_block(device: Device, spec: BlockSpec, params: BlockParams, prefill: np.ndarray, decode: np.ndarray) -> np.ndarray:
+def run_block(
+    device: Device, spec: BlockSpec, params: BlockParams, prefill: np.ndarray, decode: np.ndarray
+) -> np.ndarray:
     """Prefill then decode rows of x (tokens, hidden) float32 on a device -> (tokens, hidden) float32."""
-    image = BlockImage(device.config, spec, params, prefill if len(prefill) else None, decode if len(decode) else None)
+    image = BlockImage(
+        device.config, spec, params, prefill if len(prefill) else None, decode if len(decode) else None
+    )
     phases = block_programs(image)
     device.attach(image.dram.data)
     for phase, (words, args) in phases.items():

@@ -170,7 +170,7 @@ def run(
                 results_xml=str(results),
                 waves=waves,
                 test_filter=rf"\.{testcase}(/|$)" if testcase else None,
-                extra_env={"COCOTB_LOG_LEVEL": "WARNING"},
+                extra_env={"COCOTB_LOG_LEVEL": "WARNING", "PYTHONWARNINGS": "ignore::DeprecationWarning"},
                 log_file=log,
             )
         except (RuntimeError, SystemExit) as stopped:

@@ -44,7 +44,7 @@ formal: env  ## proofs in sim/formal
 	$(PY) -m pytest -v sim/formal $(T)
 
 dma-soak: env  ## a million random DMA transfers with stalls, errors and resets
-	$(PY) -m sim.dma_soak $(ARGS)
+	$(PY) -m sim.dma_soak --transfers 1000000 $(ARGS)
 
 clean:  ## remove build products, keep .venv
 	rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info sim_build

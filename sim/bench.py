@@ -19,6 +19,7 @@ from golden import formats
 from golden.machine import Machine
 from golden.spec import GPTOSS_SIM, LLAMA_SIM, BlockSpec, random_params
 from hw.config import TileConfig, named
+from sim import dma_bench
 from sim.tile import RtlDevice, first_difference
 from sw.attention_kernels import attention_decode, attention_prefill
 from sw.block import BlockImage
@@ -147,6 +148,9 @@ def main() -> None:
             f"slowest long case {min(speeds)[0]:.0f}"
         )
     print(f"{len(results)} results in {args.out}; every byte of DRAM equal to the instruction-level model")
+    if not args.only:
+        print("\nDMA engines alone, queued descriptors")
+        dma_bench.main(["--config", config.name])
 
 
 if __name__ == "__main__":

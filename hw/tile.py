@@ -120,6 +120,7 @@ class RunControl(wiring.Component):
         m = Module()
         rung, quiet, count = self.rung, Signal(range(QUIET_CYCLES + 1)), Signal(range(CLEAR_CYCLES))
         too_long, patience = Signal(), Signal(range(DRAIN_CYCLES))
+        aborting = Signal()  # abort came between the doorbell and RUN
         m.d.sync += [self.start.eq(0), self.load_program.eq(0), self.fresh.eq(0), self.events.eq(0),
                      self.drop.eq(0),
                      too_long.eq(self.words > self.config.imem_words)]
@@ -127,7 +128,7 @@ class RunControl(wiring.Component):
 
         def end(error) -> None:
             """Leave with an error, or aborted (error None)."""
-            m.d.sync += self.stop.eq(1)
+            m.d.sync += [self.stop.eq(1), aborting.eq(0)]
             if error is None:
                 m.d.sync += self.aborted.eq(1)
             else:
@@ -147,7 +148,7 @@ class RunControl(wiring.Component):
             with m.State("START"):
                 with m.If(too_long):
                     m.d.sync += [self.record.valid.eq(1), self.record.code.eq(Error.PC_RANGE),
-                                 self.record.value.eq(self.words),
+                                 self.record.value.eq(self.words), aborting.eq(0),
                                  self.failed.eq(1), self.stop.eq(1)]
                     m.next = "DRAIN"
                 with m.Elif(self.words.any()):
@@ -164,7 +165,7 @@ class RunControl(wiring.Component):
             with m.State("RUN"):
                 with m.If(self.error.valid):
                     end(self.error)
-                with m.Elif(self.abort):
+                with m.Elif(self.abort | aborting):
                     end(None)
                 with m.Elif((quiet == QUIET_CYCLES) & self.complete):
                     m.d.sync += [self.done.eq(1), self.events[0].eq(1)]
@@ -187,6 +188,8 @@ class RunControl(wiring.Component):
         # Kept: rung while the registers are cleared after a run, or a moment after it.
         with m.If(self.doorbell & (self.done | fsm.ongoing("IDLE")) & ~((fsm.ongoing("IDLE")) & self.ready)):
             m.d.sync += rung.eq(1)
+        with m.If(self.abort & (rung | fsm.ongoing("START") | fsm.ongoing("LOAD"))):
+            m.d.sync += aborting.eq(1)
         for k, name in enumerate(STATES):
             with m.If(fsm.ongoing(name)):
                 m.d.comb += self.state.eq(k)

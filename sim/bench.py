@@ -93,12 +93,30 @@ def result(config: TileConfig, name: str, memory: str, run: Run, need: Need, fro
     }
 
 
+def markdown(results: list[dict]) -> str:
+    """The README's table: one row per case, both memories."""
+    lines = [
+        "| case | cycles | bound | ratio | ratio, `stall20` | MACs | port | moved / needed |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    stalled = {r["name"]: r for r in results if r["memory"] == "stall20"}
+    for r in results:
+        if r["memory"] == "ideal":
+            lines.append(
+                f"| `{r['name']}` | {r['cycles']} | {r['bound_cycles']:.0f} | {r['ratio']:.3f} | "
+                f"{stalled[r['name']]['ratio']:.3f} | {r['mac_utilisation']:.1%} | {r['port_utilisation']:.1%} | "
+                f"{r['bytes_moved'] / r['bytes_needed']:.3f} |"
+            )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config", default="base")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--readme", action="store_true", help="put the table into README.md")
     parser.add_argument("--out", type=Path, default=Path("build/bench.json"))
     args = parser.parse_args()
     config = named(args.config)
@@ -148,6 +166,11 @@ def main() -> None:
             f"slowest long case {min(speeds)[0]:.0f}"
         )
     print(f"{len(results)} results in {args.out}; every byte of DRAM equal to the instruction-level model")
+    if args.readme:
+        readme = Path("README.md")
+        text, mark = readme.read_text(), "<!-- make bench ARGS=--readme -->"
+        before, _, after = text.split(mark)
+        readme.write_text(f"{before}{mark}\n{markdown(results)}\n{mark}{after}")
     if not args.only:
         print("\nDMA engines alone, queued descriptors")
         dma_bench.main(["--config", config.name])

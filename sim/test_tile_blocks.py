@@ -1,5 +1,8 @@
-"""Compiled transformer blocks on the Verilated tile: every byte of DRAM equals the instruction-level model, every output the
-golden block, for awkward shapes and slow, stalling memory."""
+"""Compiled transformer blocks on the Verilated tile, for awkward shapes and slow, stalling memory.
+
+Every byte of DRAM equals the instruction-level model's, every output the golden block's.
+"""
+
 from functools import cache
 
 import numpy as np
@@ -16,23 +19,73 @@ from sw.block import BlockImage
 from sw.run import MachineDevice, block_outputs, block_programs, put_program
 
 DRAM_BYTES = 16 << 20
-RAGGED = BlockSpec(name="ragged", hidden=64, heads=8, kv_heads=4, head_dim=8, ffn=172, rope="interleaved", max_tokens=64)
-WIDE = BlockSpec(name="wide", hidden=96, heads=4, kv_heads=2, head_dim=64, ffn=100, max_tokens=64, ffn_fmt=formats.FP6,
-                 bias=True)
-NARROW = BlockSpec(name="narrow", hidden=40, heads=3, kv_heads=1, head_dim=16, ffn=33, max_tokens=64, window=20, sinks=True,
-                   attn_fmt=formats.FP4, ffn_fmt=formats.FP4)
-MOE = BlockSpec(name="moe", hidden=64, heads=4, kv_heads=1, head_dim=32, ffn=64, max_tokens=64, window=8, sinks=True,
-                experts=6, top_k=4, act="clamped", bias=True, ffn_fmt=formats.FP4)
-CASES = [(RAGGED, "tiny", 7, 2), (WIDE, "tiny", 1, 3), (NARROW, "tiny", 33, 2), (MOE, "tiny", 3, 2),
-         (RAGGED, "ecp5", 1, 4), (WIDE, "ecp5", 33, 1), (NARROW, "ecp5", 5, 3), (MOE, "ecp5", 9, 12),
-         (RAGGED, "base", 33, 3), (WIDE, "base", 17, 2), (NARROW, "base", 0, 2), (MOE, "base", 33, 3),
-         (LLAMA_SIM, "base", 9, 2), (GPTOSS_SIM, "base", 9, 2)]
+RAGGED = BlockSpec(
+    name="ragged", hidden=64, heads=8, kv_heads=4, head_dim=8, ffn=172, rope="interleaved", max_tokens=64
+)
+WIDE = BlockSpec(
+    name="wide",
+    hidden=96,
+    heads=4,
+    kv_heads=2,
+    head_dim=64,
+    ffn=100,
+    max_tokens=64,
+    ffn_fmt=formats.FP6,
+    bias=True,
+)
+NARROW = BlockSpec(
+    name="narrow",
+    hidden=40,
+    heads=3,
+    kv_heads=1,
+    head_dim=16,
+    ffn=33,
+    max_tokens=64,
+    window=20,
+    sinks=True,
+    attn_fmt=formats.FP4,
+    ffn_fmt=formats.FP4,
+)
+MOE = BlockSpec(
+    name="moe",
+    hidden=64,
+    heads=4,
+    kv_heads=1,
+    head_dim=32,
+    ffn=64,
+    max_tokens=64,
+    window=8,
+    sinks=True,
+    experts=6,
+    top_k=4,
+    act="clamped",
+    bias=True,
+    ffn_fmt=formats.FP4,
+)
+CASES = [
+    (RAGGED, "tiny", 7, 2),
+    (WIDE, "tiny", 1, 3),
+    (NARROW, "tiny", 33, 2),
+    (MOE, "tiny", 3, 2),
+    (RAGGED, "ecp5", 1, 4),
+    (WIDE, "ecp5", 33, 1),
+    (NARROW, "ecp5", 5, 3),
+    (MOE, "ecp5", 9, 12),
+    (RAGGED, "base", 33, 3),
+    (WIDE, "base", 17, 2),
+    (NARROW, "base", 0, 2),
+    (MOE, "base", 33, 3),
+    (LLAMA_SIM, "base", 9, 2),
+    (GPTOSS_SIM, "base", 9, 2),
+]
 
 
 @cache
 def device(name: str) -> RtlDevice:
     """One tile per config."""
-    return RtlDevice(named(name), dram_bytes=DRAM_BYTES + (1 << 20), random_init=name == "tiny", seed=2, watchdog=50_000)
+    return RtlDevice(
+        named(name), dram_bytes=DRAM_BYTES + (1 << 20), random_init=name == "tiny", seed=2, watchdog=50_000
+    )
 
 
 def fill_sram(tile: RtlDevice, content: np.ndarray) -> None:
@@ -41,7 +94,7 @@ def fill_sram(tile: RtlDevice, content: np.ndarray) -> None:
     p.load.load(src=DRAM_BYTES + 4096, dst=0, len=len(content))
     words = p.image()
     put_program(tile.dram, DRAM_BYTES, words)
-    tile.dram[DRAM_BYTES + 4096:DRAM_BYTES + 4096 + len(content)] = content
+    tile.dram[DRAM_BYTES + 4096 : DRAM_BYTES + 4096 + len(content)] = content
     tile.run(DRAM_BYTES, len(words))
 
 
@@ -50,13 +103,16 @@ def test_block(spec: BlockSpec, name: str, tokens: int, steps: int) -> None:
     rng = np.random.default_rng(tokens + 100 * steps)
     params = random_params(spec, 5)
     x = rng.normal(0, 1, (tokens + steps, spec.hidden)).astype(np.float32)
-    image = BlockImage(named(name), spec, params, x[:tokens] if tokens else None, x[tokens:], dram_bytes=DRAM_BYTES)
+    image = BlockImage(
+        named(name), spec, params, x[:tokens] if tokens else None, x[tokens:], dram_bytes=DRAM_BYTES
+    )
     phases = block_programs(image)
     model, rtl = MachineDevice(named(name), trace=True), device(name)
     model.attach(image.dram.data)
     rtl.attach(image.dram.data)
     assert model.machine is not None
-    model.machine.sram[:] = rng.integers(0, 256, len(model.machine.sram), np.uint8)  # padding of the KV cache shows it
+    # Nothing that counts depends on it, but the padding of the KV cache is made of it.
+    model.machine.sram[:] = rng.integers(0, 256, len(model.machine.sram), np.uint8)
     fill_sram(rtl, model.machine.sram)
     timing = draw_timing(rtl, rng)
     for phase, (words, args) in phases.items():
@@ -68,8 +124,13 @@ def test_block(spec: BlockSpec, name: str, tokens: int, steps: int) -> None:
         assert run.counters["ELEMENTS"] == model.machine.counters["elements"]
         stats = rtl.sim.stats()
         assert stats["w_bytes"] == model.machine.counters["write_bytes"]
-        assert (run.counters["READ_BEATS"], run.counters["WRITE_BEATS"]) == (stats["r_beats"], stats["w_beats"])
+        assert (run.counters["READ_BEATS"], run.counters["WRITE_BEATS"]) == (
+            stats["r_beats"],
+            stats["w_beats"],
+        )
     block = Block(spec, params)
     want = [block.forward(x[:tokens], 0)] if tokens else []
-    want += [block.forward(x[i:i + 1], i) for i in range(tokens, tokens + steps)]
-    assert np.array_equal(block_outputs(image, rtl.dram).view(np.uint32), np.concatenate(want).view(np.uint32))
+    want += [block.forward(x[i : i + 1], i) for i in range(tokens, tokens + steps)]
+    assert np.array_equal(
+        block_outputs(image, rtl.dram).view(np.uint32), np.concatenate(want).view(np.uint32)
+    )

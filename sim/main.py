@@ -8,15 +8,16 @@ import argparse
 import os
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 from tqdm import tqdm
 
 from golden.blocks import Block
 from golden.spec import GPTOSS_SIM, LLAMA_SIM, BlockSpec, random_params
-from hw.config import TileConfig, named
+from hw.config import BASE, ECP5, TileConfig, named
 from sim.fastsim import waves_path
-from sim.tile import RtlDevice, first_difference
+from sim.tile import RtlDevice, TileError, first_difference
 from sw.block import BlockImage
 from sw.cost import block_need
 from sw.run import MachineDevice, Run, block_outputs, block_programs
@@ -106,10 +107,21 @@ def simulate(
     return rows
 
 
+def workload(config: TileConfig, small: bool = False) -> tuple[list[BlockSpec], int]:
+    """Blocks and prefill length that fit the config's SRAM: the main job, or a smaller one on small tiles."""
+    if config.sram_bytes >= BASE.sram_bytes and not small:
+        return [LLAMA_SIM, GPTOSS_SIM], 64
+    if config.sram_bytes >= ECP5.sram_bytes and not small:
+        return [LLAMA_SIM, GPTOSS_SIM], 32
+    llama = replace(LLAMA_SIM, name="llama-small", hidden=64, heads=4, kv_heads=2, ffn=172, max_tokens=64)
+    gptoss = replace(GPTOSS_SIM, name="gptoss-small", hidden=64, heads=4, head_dim=32, ffn=64, max_tokens=64)
+    return [llama, gptoss], 16
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", default=os.environ.get("CONFIG") or "base", help="tiny, base or ecp5")
-    parser.add_argument("--tokens", type=int, help="prefill length (default 64; tiny 16)")
+    parser.add_argument("--tokens", type=int, help="prefill length (default 64; ecp5 32, tiny 16)")
     parser.add_argument("--steps", type=int, default=16, help="decode steps")
     parser.add_argument("--latency", type=int, default=40, help="DRAM latency in cycles")
     parser.add_argument(
@@ -121,21 +133,25 @@ def main() -> None:
         config = named(args.config)
     except ValueError as e:
         sys.exit(str(e))
-    tokens = args.tokens if args.tokens is not None else 16 if config.name == "tiny" else 64
     waves = waves_path()
+    blocks, tokens = workload(config, small=bool(waves))
+    tokens = tokens if args.tokens is None else args.tokens
     if waves:
         os.makedirs(os.path.dirname(waves), exist_ok=True)
         tokens, args.steps = min(tokens, 8), min(args.steps, 1)
         print(
-            f"waves: a short run ({tokens} tokens, {args.steps} step) of the first block into {waves}",
+            f"waves: a short run ({tokens} tokens, {args.steps} step) of a small block into {waves}",
             flush=True,
         )
-    blocks = [LLAMA_SIM] if waves else [LLAMA_SIM, GPTOSS_SIM]
-    rows = [
-        r
-        for spec in blocks
-        for r in simulate(spec, config, tokens, args.steps, args.latency, args.stall, waves)
-    ]
+    blocks = blocks[:1] if waves else blocks
+    try:
+        rows = [
+            r
+            for spec in blocks
+            for r in simulate(spec, config, tokens, args.steps, args.latency, args.stall, waves)
+        ]
+    except (ValueError, MemoryError, TileError) as e:
+        sys.exit(f"config {config.name}, {tokens} + {args.steps} tokens: {e}")
     print(
         f"\nconfig {config.name}: 32 x {config.columns} array, {config.axi_data_bits}-bit AXI, "
         f"DRAM latency {args.latency}, stalls {args.stall:.0%}; "

@@ -41,7 +41,7 @@ WIDE = TINY.replace(
 )
 """SRAM words of two blocks. Takes minutes to build: only with SOAK."""
 CONFIGS = {c.name: c for c in (TINY, ODD, ECP5, BASE, WIDE)}
-SEEDS = {"tiny": 24, "odd": 12, "ecp5": 8, "base": 12, "wide": 0}
+SEEDS = {"tiny": 24, "odd": 6, "ecp5": 8, "base": 12, "wide": 0}
 POWER_UP = ("tiny", "odd")
 """Configs whose registers and memories power up random; the others share their build with other tests."""
 DRAM_BYTES = 4 << 20
@@ -67,7 +67,8 @@ def device(config: TileConfig) -> RtlDevice:
 
 def draw_timing(tile: RtlDevice, rng: np.random.Generator) -> str:
     """Random latencies, stalls, depth and refresh of the DRAM; their description."""
-    read, write = (int(x) for x in rng.integers(1, 201, 2))
+    most = 200 if tile.config.axi_outstanding > 1 else 12  # one burst at a time takes its time
+    read, write = (int(x) for x in rng.integers(1, most + 1, 2))
     stall = STALLS[int(rng.integers(len(STALLS)))]
     outstanding = int(rng.choice([1, 2, 8, 64]))
     refresh = (int(rng.integers(200, 1000)), int(rng.integers(1, 150))) if rng.random() < 0.3 else (0, 0)
@@ -114,7 +115,7 @@ def test_equals_model(name: str) -> None:
     if not count:
         pytest.skip("only with SOAK")
     for seed in range(count):
-        run_seed(device(CONFIGS[name]), seed)
+        run_seed(device(CONFIGS[name]), seed, 25 if name == "odd" else 40)
 
 
 @settings(

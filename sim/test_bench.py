@@ -1,4 +1,4 @@
-"""Cycle figures that must not get worse: floors of the benchmark on the RTL (`make bench` reports all of them)."""
+"""Floors of the benchmark on the RTL (`make bench` reports all of its figures)."""
 
 import pytest
 

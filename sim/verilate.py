@@ -82,15 +82,16 @@ def parse_ports(verilog: str, top: str) -> dict[str, tuple[str, int]]:
 def register_reset(verilog: str, top: str) -> tuple[str, str]:
     """Verilog with a wrapper around `top` that registers rst, and the wrapper's name.
 
-    Verilator evaluates all logic behind a top-level input whenever any input may have changed; behind rst that is the next-state
-    logic of the whole design. With a register in between it is evaluated once per cycle, when needed.
+    Verilator evaluates all logic behind a top-level input whenever any input may have changed; behind rst that
+    is the next-state logic of the whole design. With a register in between it is evaluated once per cycle.
     """
     wrapper = f"{top}_registered_reset"
     ports = parse_ports(verilog, top)
     wide = {name: f"[{width - 1}:0] " if width > 1 else "" for name, (_, width) in ports.items()}
     lines = [f"module {wrapper}({', '.join(ports)});"]
     lines += [f"  {way} {wide[name]}{name};" for name, (way, _) in ports.items()]
-    lines += ["  reg rst_registered = 1'h1;", "  always @(posedge clk) rst_registered <= rst;", f"  {top} tile ("]
+    lines += ["  reg rst_registered = 1'h1;", "  always @(posedge clk) rst_registered <= rst;"]
+    lines += [f"  {top} tile ("]
     lines.append(",\n".join(f"    .{name}({'rst_registered' if name == 'rst' else name})" for name in ports))
     return f"{verilog}\n" + "\n".join([*lines, "  );", "endmodule", ""]), wrapper
 

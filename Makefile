@@ -2,7 +2,7 @@
 PYTHON ?= python3
 CONFIG ?= base
 VENV   := .venv
-PY     := PYTHONPATH=. $(VENV)/bin/python
+PY     := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONPATH=. $(VENV)/bin/python
 STAMP  := $(VENV)/.stamp
 export CONFIG WAVES
 

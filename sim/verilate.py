@@ -82,8 +82,8 @@ def parse_ports(verilog: str, top: str) -> dict[str, tuple[str, int]]:
 def register_reset(verilog: str, top: str) -> tuple[str, str]:
     """Verilog with a wrapper around `top` that registers rst, and the wrapper's name.
 
-    Verilator evaluates all logic behind a top-level input whenever any input may have changed; behind
-    rst that is the next-state logic of the whole design. With a register in between it is evaluated once per cycle.
+    Verilator evaluates all logic behind a top-level input whenever any input may have changed; behind rst
+    that is the next-state logic of the whole design. With a register between, that happens once per cycle.
     """
     wrapper = f"{top}_registered_reset"
     ports = parse_ports(verilog, top)

@@ -3,12 +3,12 @@
 Every byte of DRAM equals the instruction-level model's, every output the golden block's.
 """
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 
-from golden import formats
 from golden.blocks import Block
 from golden.spec import GPTOSS_SIM, LLAMA_SIM, BlockSpec, random_params
 from hw.config import named
@@ -17,51 +17,11 @@ from sim.tile import RtlDevice, first_difference
 from sw.assembler import Program
 from sw.block import BlockImage
 from sw.run import MachineDevice, block_outputs, block_programs, put_program
+from sw.test_block import MOE as MOE_128
+from sw.test_block import NARROW, RAGGED, WIDE
 
 DRAM_BYTES = 16 << 20
-RAGGED = BlockSpec(
-    name="ragged", hidden=64, heads=8, kv_heads=4, head_dim=8, ffn=172, rope="interleaved", max_tokens=64
-)
-WIDE = BlockSpec(
-    name="wide",
-    hidden=96,
-    heads=4,
-    kv_heads=2,
-    head_dim=64,
-    ffn=100,
-    max_tokens=64,
-    ffn_fmt=formats.FP6,
-    bias=True,
-)
-NARROW = BlockSpec(
-    name="narrow",
-    hidden=40,
-    heads=3,
-    kv_heads=1,
-    head_dim=16,
-    ffn=33,
-    max_tokens=64,
-    window=20,
-    sinks=True,
-    attn_fmt=formats.FP4,
-    ffn_fmt=formats.FP4,
-)
-MOE = BlockSpec(
-    name="moe",
-    hidden=64,
-    heads=4,
-    kv_heads=1,
-    head_dim=32,
-    ffn=64,
-    max_tokens=64,
-    window=8,
-    sinks=True,
-    experts=6,
-    top_k=4,
-    act="clamped",
-    bias=True,
-    ffn_fmt=formats.FP4,
-)
+MOE = replace(MOE_128, max_tokens=64)
 CASES = [
     (RAGGED, "tiny", 7, 2),
     (WIDE, "tiny", 1, 3),

@@ -98,7 +98,7 @@ template <class Top> struct Sim {
         rng.seed(seed);
         if constexpr (HAS_DRAM) dram.rng.seed(seed ^ 0xD6E8FEB86659FD93ull), dram.clear_stats();
 #if WAVES
-        if (waves) t.trace(&trace, HAS_AXIL ? 3 : 99), trace.open(waves);  // a tile: down to its units
+        if (waves) t.trace(&trace, 99), trace.open(waves);
 #endif
         settle();
     }

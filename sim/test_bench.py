@@ -23,7 +23,7 @@ def device():
         (lambda: kernels.gemm_sram(BASE, 64, 64, 64), 0.94),
         (lambda: kernels.gemm_sram(BASE, 192, 192, 192), 0.995),
         (lambda: kernels.gemm_dram(BASE, 128, 512, 256), 0.93),
-        (lambda: kernels.gemv(BASE, 960, 960, 2), 0.95),
+        (lambda: kernels.gemv(BASE, 2880, 2880, 2), 0.985),
         (lambda: attention_kernels.attention_decode(BASE, 512), 0.90),
         (lambda: attention_kernels.attention_prefill(BASE, 128), 0.80),
     ],

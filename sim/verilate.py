@@ -217,7 +217,7 @@ def compile_verilog(
         "20000",
         "--output-split-cfuncs",
         "5000",
-        *([f"--trace-{waves}", "--trace-depth", "4"] if waves else []),  # of a tile: the parts of its units
+        *([f"--trace-{waves}"] if waves else []),
     ]
     defines = [
         f"-DVM_TRACE={int(bool(waves))}",

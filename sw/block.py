@@ -10,7 +10,7 @@ from hw.config import TileConfig
 from hw.isa import R
 
 from .assembler import Thread
-from .layout import DramImage, Panel, panel_splits
+from .layout import DramImage, Panel, lane_words, panel_splits
 
 LANE, BROADCAST, E8M0 = "f32", "broadcast_f32", "e8m0"
 NEG_INF = float("-inf")
@@ -85,8 +85,6 @@ class BlockImage:
         self.steps = 0 if decode is None else len(decode)
         if self.tokens + self.steps > t:
             raise ValueError(f"{self.tokens} + {self.steps} tokens: allowed is max_tokens = {t}")
-        from .layout import lane_words
-
         if prefill is not None:
             x = lane_words(prefill, c)
             self.prefill_in = d.put("prefill x", x)
@@ -197,11 +195,16 @@ class BlockImage:
         """First byte of KV head kv in its word."""
         return kv % self.spec.per_word * self.spec.slice_dim if self.spec.head_dim < 32 else 0
 
-    def const_fits(self) -> None:
-        if self.const_bytes > self.config.sram_bytes // 4:
-            raise ValueError(
-                f"constants of {self.const_bytes} bytes: allowed is {self.config.sram_bytes // 4}"
-            )
+
+def first_in_sight(t: Thread, image: BlockImage, position: R, start: R) -> None:
+    """start = first key that the row at `position` may see, rounded down to a multiple of 32."""
+    window = image.spec.window
+    if window is None:
+        t.li(start, 0)
+    else:
+        t.sub(start, position, window - 1)
+        t.max_(start, start, 0)
+        t.and_(start, start, -32)
 
 
 def rms_norm(v: Thread, image: BlockImage, x: R | int, gamma: int, scratch: int, **quant: "int | R") -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from hw.isa import R
 
 from .assembler import Program, Sram, Thread
-from .block import BROADCAST, E8M0, BlockImage, activation, rms_norm, rope, route
+from .block import BROADCAST, E8M0, BlockImage, activation, first_in_sight, rms_norm, rope, route
 from .layout import Panel, align
 
 OUT_BUFFERS = 3
@@ -178,13 +178,7 @@ class Decode:
 
     def _start(self, t: Thread) -> None:
         """START = first key in sight, a multiple of 32."""
-        w = self.image.spec.window
-        if w is None:
-            t.li(START, 0)
-        else:
-            t.sub(START, POS, w - 1)
-            t.max_(START, START, 0)
-            t.and_(START, START, -32)
+        first_in_sight(t, self.image, POS, START)
 
     # ---- load and store threads
 

@@ -12,7 +12,7 @@ import numpy as np
 from hw.isa import R
 
 from .assembler import Program, Sram, Thread
-from .block import BROADCAST, E8M0, LANE, BlockImage, activation, rms_norm, rope, route
+from .block import BROADCAST, E8M0, LANE, BlockImage, activation, first_in_sight, rms_norm, rope, route
 from .layout import Panel, align
 
 OUT_BUFFERS = 4
@@ -242,14 +242,8 @@ class Prefill:
     def _sight(self, t: Thread, pos: R, n: R, start: R) -> None:
         """From the group's first position in register pos: first key in sight (a multiple of 32) and number
         of keys."""
-        s, c = self.image.spec, self.image.config.columns
-        if s.window is None:
-            t.li(start, 0)
-        else:
-            t.sub(start, pos, s.window - 1)
-            t.max_(start, start, 0)
-            t.and_(start, start, -32)
-        t.sub(n, pos, start + -c)
+        first_in_sight(t, self.image, pos, start)
+        t.sub(n, pos, start + -self.image.config.columns)
 
     def _attention_matmul(self, t: Thread) -> None:
         im, sem, s = self.image, self.sem, self.image.spec

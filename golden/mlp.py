@@ -3,7 +3,7 @@
 Every function acts on rows (tokens) independently, so any batching gives the same bits. Activations enter a
 product as MXINT8 blocks (`Q8`) along the contraction axis.
 """
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -61,8 +61,6 @@ def clamped_swiglu(gate: np.ndarray, up: np.ndarray) -> np.ndarray:
     return fadd(fmul(up, w), w)
 
 
-ACTIVATIONS = {"swiglu": swiglu, "clamped": clamped_swiglu}
-
 _TANH_A = F32(0.044715)
 _TANH_C = F32(-2 * np.sqrt(2 / np.pi) * _LOG2E)
 _TANH_CA = _TANH_C * _TANH_A
@@ -91,11 +89,19 @@ def gelu_erf(x: np.ndarray) -> np.ndarray:
     return fsub(r, fmul(fmul(fmul(q, t), e), a))
 
 
+ACTIVATIONS: dict[str, Callable[..., np.ndarray]] = {
+    "swiglu": swiglu, "clamped": clamped_swiglu,
+    "gelu_tanh": gelu_tanh, "gelu_erf": gelu_erf,
+}
+"""Name in BlockSpec.act -> function of (gate, up), of (up) alone where there is no gate matrix."""
+
+
 # ---------------------------------------------------------------- MLP and mixture of experts
 
 def mlp(x8: Q8, e: Expert, act: str) -> np.ndarray:
-    """x8 (rows, blocks, 32) -> (rows, hidden): down(act(gate, up)) with the biases that there are."""
-    h = ACTIVATIONS[act](mm(x8, e.gate, e.gate_bias), mm(x8, e.up, e.up_bias))
+    """x8 (rows, blocks, 32) -> (rows, hidden): down(act(gate, up)), or down(act(up)) without a gate."""
+    up = mm(x8, e.up, e.up_bias)
+    h = ACTIVATIONS[act](up) if e.gate is None else ACTIVATIONS[act](mm(x8, e.gate, e.gate_bias), up)
     return linear(h, e.down, e.down_bias)
 
 

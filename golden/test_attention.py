@@ -56,12 +56,14 @@ def page_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, allowed: list[bo
 
 # ---------------------------------------------------------------- float64
 
-def float_rope(x: np.ndarray, positions: np.ndarray, theta: float, style: str) -> np.ndarray:
-    """Pairs as complex numbers, turned by position * theta^(-2 i / head_dim)."""
+def float_rope(x: np.ndarray, positions: np.ndarray, theta: float, style: str,
+               inverse: tuple[float, ...] | None = None, factor: float = 1.0) -> np.ndarray:
+    """Pairs as complex numbers, turned by position * inverse, or * theta^(-2 i / head_dim), times factor."""
     n = x.shape[-1]
+    inverse = theta ** (-np.arange(0, n, 2) / n) if inverse is None else np.array(inverse)
     half = slice(0, n // 2), slice(n // 2, n)
     first, second = half if style == "half" else (slice(0, n, 2), slice(1, n, 2))
-    turn = np.exp(1j * np.multiply.outer(np.asarray(positions, float), theta ** (-np.arange(0, n, 2) / n)))
+    turn = factor * np.exp(1j * np.multiply.outer(np.asarray(positions, float), inverse))
     z = (x[..., first] + 1j * x[..., second]) * turn[:, None]
     out = np.empty(x.shape)
     out[..., first], out[..., second] = z.real, z.imag
@@ -70,8 +72,12 @@ def float_rope(x: np.ndarray, positions: np.ndarray, theta: float, style: str) -
 
 def float_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.ndarray,
                     window: int | None = None, sinks: np.ndarray | None = None,
-                    causal: bool = True) -> tuple[np.ndarray, np.ndarray]:
-    """q (tokens, heads, d), k, v (keys, kv_heads, d) -> softmax(q k / sqrt(d)) v, and the probabilities."""
+                    causal: bool = True, scale: float | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """q (tokens, heads, d), k, v (keys, kv_heads, d) -> softmax(q k scale) v, and the probabilities.
+
+    scale None: 1 / sqrt(d).
+    """
+    scale = q.shape[2] ** -0.5 if scale is None else scale
     out, probabilities = np.zeros(q.shape), np.zeros((*q.shape[:2], len(k)))
     for i, position in enumerate(positions):
         keys = np.arange(len(k))
@@ -79,7 +85,7 @@ def float_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, positions: np.n
             keys = keys[(keys <= position) & (keys > position - (window or len(k)))]
         for h in range(q.shape[1]):
             kv = h * k.shape[1] // q.shape[1]
-            e = np.exp(k[keys, kv].astype(float) @ q[i, h] / np.sqrt(q.shape[2]))
+            e = np.exp(k[keys, kv].astype(float) @ q[i, h] * scale)
             probabilities[i, h, keys] = e / (e.sum() + (0 if sinks is None else np.exp(float(sinks[h]))))
             out[i, h] = probabilities[i, h] @ v[:, kv].astype(float)
     return out, probabilities

@@ -5,15 +5,15 @@ import pytest
 from golden import arith, formats
 from golden.arith import F32, fadd, fmul
 from golden.blocks import Block, attention, layer_norm, rms_norm
-from golden.spec import LOG2E, BlockParams, BlockSpec, MxTensor, random_params
+from golden.spec import LOG2E, BlockParams, BlockSpec, random_params
 from golden.test_arith import bits
 from golden.test_attention import float_attention, float_rope, page_attention
-from golden.test_mlp import (ULP, float_gates, float_mlp, normal, page_mlp, page_mm, page_moe, page_q8,
-                             page_sum8, rms, values)
+from golden.test_mlp import (ULP, float_gates, float_mlp, normal, page_linear, page_mlp, page_mm,
+                             page_moe, page_q8, page_sum8, rms, values)
 
 SPECS = [
     BlockSpec(name="llama", hidden=64, heads=4, kv_heads=2, head_dim=32, ffn=172, rope="interleaved",
-              max_tokens=96),
+              eps=1e-3, max_tokens=96),
     BlockSpec(name="small heads", hidden=40, heads=5, kv_heads=1, head_dim=8, ffn=72, ffn_fmt=formats.FP6,
               max_tokens=96),
     BlockSpec(name="multi head", hidden=48, heads=3, kv_heads=3, head_dim=16, ffn=48, bias=True,
@@ -23,8 +23,18 @@ SPECS = [
               max_tokens=96),
     BlockSpec(name="mixture", hidden=64, heads=4, kv_heads=2, head_dim=32, ffn=40, experts=4, top_k=4,
               max_tokens=96),
+    BlockSpec(name="gpt2", hidden=80, heads=5, kv_heads=5, head_dim=16, ffn=320, norm="layer", rope="none",
+              act="gelu_tanh", bias=True, max_tokens=96),
+    BlockSpec(name="bert", hidden=64, heads=2, kv_heads=2, head_dim=32, ffn=200, norm="layer", eps=1e-12,
+              post_norm=True, causal=False, rope="none", act="gelu_erf", bias=True, max_tokens=96),
+    BlockSpec(name="scaled", hidden=64, heads=4, kv_heads=1, head_dim=16, ffn=64, norm="layer", window=20,
+              rope_inv_freq=(1.0, 0.7, 0.5, 0.2, 0.1, 0.03, 0.01, 0.0), rope_factor=1.2, attn_scale=0.11,
+              act="gelu_erf", sinks=True, max_tokens=96),
+    BlockSpec(name="post norm", hidden=96, heads=3, kv_heads=3, head_dim=32, ffn=40, post_norm=True,
+              experts=4, top_k=2, act="clamped", max_tokens=96),
 ]
 NAMES = [s.name for s in SPECS]
+CAUSAL = [s for s in SPECS if s.causal]
 
 
 # ---------------------------------------------------------------- norms
@@ -76,66 +86,89 @@ def page_head(spec: BlockSpec, y: np.ndarray, position: int) -> np.ndarray:
     return np.array(out)
 
 
+def page_norm(spec: BlockSpec, row: np.ndarray, gamma: np.ndarray, beta: np.ndarray | None) -> np.ndarray:
+    if spec.norm == "layer":
+        row = arith.fsub(row, fmul(page_sum8(row), F32(1 / len(row))))
+    r = arith.rsqrt(fadd(fmul(page_sum8(fmul(row, row)), F32(1 / len(row))), F32(spec.eps)))
+    y = fmul(fmul(row, r), gamma)
+    return fadd(y, beta) if spec.norm == "layer" else y
+
+
 def page_block(spec: BlockSpec, p: BlockParams, x: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Output and queries of row i of a sequence that starts at position 0."""
     d, group = spec.head_dim, spec.heads // spec.kv_heads
+    norm1, norm2 = (p.norm1, p.norm1_bias), (p.norm2, p.norm2_bias)
+    scale = F32(float(LOG2E) * (d**-0.5 if spec.attn_scale is None else spec.attn_scale))
 
-    def norm(row: np.ndarray, gamma: np.ndarray) -> list:
-        r = arith.rsqrt(fadd(fmul(page_sum8(fmul(row, row)), F32(1 / len(row))), F32(spec.eps)))
-        return page_q8(fmul(fmul(row, r), gamma))
-
-    def project(blocks: list, w: MxTensor, bias: np.ndarray | None) -> np.ndarray:
-        y = page_mm(blocks, w)
-        return y if bias is None else fadd(y, bias)
+    def turned(heads: np.ndarray, t: int) -> list:
+        return list(heads) if spec.rope == "none" else [page_head(spec, y, t) for y in heads]
 
     keys, queries, values_ = [], [], []
     for t, row in enumerate(x):
-        blocks = norm(row, p.norm1)
-        q, k, v = (project(blocks, *w).reshape(-1, d) for w in ((p.wq, p.bq), (p.wk, p.bk), (p.wv, p.bv)))
-        keys.append([page_head(spec, y, t) for y in k])
-        queries.append([fmul(page_head(spec, y, t), F32(float(LOG2E) / np.sqrt(d))) for y in q])
+        blocks = page_q8(row if spec.post_norm else page_norm(spec, row, *norm1))
+        q, k, v = (page_linear(blocks, *w).reshape(-1, d)
+                   for w in ((p.wq, p.bq), (p.wk, p.bk), (p.wv, p.bv)))
+        keys.append(turned(k, t))
+        queries.append([fmul(y, scale) for y in turned(q, t)])
         values_.append(v)
     k, v, blocks = np.array(keys), np.array(values_), {}
-    allowed = [i - (spec.window or len(x)) < t <= i for t in range(len(x))]
+    allowed = [not spec.causal or i - (spec.window or len(x)) < t <= i for t in range(len(x))]
     for h in range(spec.heads):
         sink = fmul(p.sinks[h], LOG2E) if spec.sinks else None
         o = page_attention(queries[i][h], k[:, h // group], v[:, h // group], allowed, sink)
         for b, block in enumerate(page_q8(o, min(32, d))):
             blocks[b, h] = block
-    y = fadd(project([blocks[at] for at in sorted(blocks)], p.wo, p.bo), x[i])
-    n2 = norm(y, p.norm2)
-    if not spec.experts:
-        return fadd(page_mlp(n2, p.experts[0], spec.act), y), np.array(queries[i])
-    logits = fadd(page_mm(n2, p.router), p.router_bias)
-    return page_moe(y, n2, p.experts, logits, spec.top_k, spec.act), np.array(queries[i])
+    y = fadd(page_linear([blocks[at] for at in sorted(blocks)], p.wo, p.bo), x[i])
+    if spec.post_norm:
+        y = page_norm(spec, y, *norm1)
+    n2 = page_q8(y if spec.post_norm else page_norm(spec, y, *norm2))
+    if spec.experts:
+        logits = fadd(page_mm(n2, p.router), p.router_bias)
+        y = page_moe(y, n2, p.experts, logits, spec.top_k, spec.act)
+    else:
+        y = fadd(page_mlp(n2, p.experts[0], spec.act), y)
+    return page_norm(spec, y, *norm2) if spec.post_norm else y, np.array(queries[i])
+
+
+def float_norm(spec: BlockSpec, x: np.ndarray, gamma: np.ndarray, beta: np.ndarray | None) -> np.ndarray:
+    if spec.norm == "rms":
+        return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + spec.eps) * gamma
+    c = x - x.mean(axis=1, keepdims=True)
+    return c / np.sqrt(x.var(axis=1, keepdims=True) + spec.eps) * gamma + beta
 
 
 def float_block(spec: BlockSpec, p: BlockParams, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Float64 block of the quantised weights; also each row's distance of the k-th logit to the next."""
     d, tokens = spec.head_dim, len(x)
+    norm1, norm2 = (p.norm1, p.norm1_bias), (p.norm2, p.norm2_bias)
     x = x.astype(float)
-
-    def norm(x: np.ndarray, gamma: np.ndarray) -> np.ndarray:
-        return x / np.sqrt((x**2).mean(axis=1, keepdims=True) + spec.eps) * gamma
-
-    q, k, v = ((norm(x, p.norm1) @ values(w).T + (0 if b is None else b)).reshape(tokens, -1, d)
+    n1 = x if spec.post_norm else float_norm(spec, x, *norm1)
+    q, k, v = ((n1 @ values(w).T + (0 if b is None else b)).reshape(tokens, -1, d)
                for w, b in ((p.wq, p.bq), (p.wk, p.bk), (p.wv, p.bv)))
     at = np.arange(tokens)
-    q, k = (float_rope(y, at, spec.rope_theta, spec.rope) for y in (q, k))
-    o, _ = float_attention(q, k, v, at, spec.window, p.sinks if spec.sinks else None)
+    if spec.rope != "none":
+        q, k = (float_rope(y, at, spec.rope_theta, spec.rope, spec.rope_inv_freq, spec.rope_factor)
+                for y in (q, k))
+    o, _ = float_attention(q, k, v, at, spec.window, p.sinks if spec.sinks else None, spec.causal,
+                           spec.attn_scale)
     blocks = formats.decode(p.wo.ints, p.wo.scales, p.wo.fmt, np.float64)  # (hidden, slices * heads, 32)
     for h in range(spec.heads):
         for f in range(d):
             x = x + np.outer(o[:, h, f], blocks[:, f // 32 * spec.heads + h, f % 32])
     x = x if p.bo is None else x + p.bo
-    n2 = norm(x, p.norm2)
-    if not spec.experts:
-        return x + float_mlp(n2, p.experts[0], spec.act), np.full(tokens, np.inf)
-    logits = n2 @ values(p.router).T + p.router_bias
-    gates = float_gates(logits, spec.top_k)
-    y = x + sum(gates[:, i, None] * float_mlp(n2, e, spec.act) for i, e in enumerate(p.experts))
-    ranked = np.sort(logits, axis=1)[:, ::-1]
-    return y, ranked[:, spec.top_k - 1] - (ranked[:, spec.top_k] if spec.top_k < spec.experts else -np.inf)
+    x = float_norm(spec, x, *norm1) if spec.post_norm else x
+    n2 = x if spec.post_norm else float_norm(spec, x, *norm2)
+    margin = np.full(tokens, np.inf)
+    if spec.experts:
+        logits = n2 @ values(p.router).T + p.router_bias
+        gates = float_gates(logits, spec.top_k)
+        y = x + sum(gates[:, i, None] * float_mlp(n2, e, spec.act) for i, e in enumerate(p.experts))
+        if spec.top_k < spec.experts:
+            ranked = np.sort(logits, axis=1)[:, ::-1]
+            margin = ranked[:, spec.top_k - 1] - ranked[:, spec.top_k]
+    else:
+        y = x + float_mlp(n2, p.experts[0], spec.act)
+    return float_norm(spec, y, *norm2) if spec.post_norm else y, margin
 
 
 def inputs(spec: BlockSpec, tokens: int) -> np.ndarray:
@@ -171,7 +204,7 @@ def test_block_values(spec):
     assert cosine[clear].min() > 0.998
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=NAMES)
+@pytest.mark.parametrize("spec", CAUSAL, ids=[s.name for s in CAUSAL])
 def test_decode_equals_prefill(spec):
     p, x = random_params(spec, 3), inputs(spec, 75)
     whole = Block(spec, p)
@@ -206,3 +239,36 @@ def test_rows_see_the_past_only():
     x[33, 5] = np.nan
     y = Block(spec, p).forward(x, 0)
     assert np.array_equal(bits(y[:33]), bits(clean[:33])) and np.isnan(y[33:]).all()
+
+
+def test_bidirectional():
+    """Every row sees all of the sequence, and nothing of the one before."""
+    spec = next(s for s in SPECS if not s.causal)
+    p, x = random_params(spec, 7), inputs(spec, 40)
+    block = Block(spec, p)
+    y = block.forward(x, 0)
+    assert np.array_equal(bits(block.forward(x[::-1], 0)), bits(Block(spec, p).forward(x[::-1], 0)))
+    assert np.array_equal(bits(block.forward(x, 0)), bits(y)) and block.cache.length == 40
+    x[39] += F32(1)
+    assert (block.forward(x, 0) != y).any(axis=1).all()
+    with pytest.raises(ValueError, match="pos0 = 40: allowed is 0"):
+        block.forward(x, 40)
+
+
+@pytest.mark.parametrize("spec", [s for s in SPECS if s.bias], ids=lambda s: s.name)
+def test_each_bias_may_be_missing(spec):
+    """Without a bias the values are those of a zero bias."""
+    x = inputs(spec, 12)
+    names = ["bq", "bk", "bv", "bo", "up_bias", "down_bias"]
+    names += ["norm1_bias", "norm2_bias"] * (spec.norm == "layer")
+    names += ["gate_bias"] * spec.gated + ["router_bias"] * (spec.experts > 0)
+    clean = Block(spec, random_params(spec, 8)).forward(x, 0)
+    for name in names:
+        found = []
+        for zero in (False, True):
+            p = random_params(spec, 8)
+            for owner in [p] if hasattr(p, name) else p.experts:
+                setattr(owner, name, np.zeros_like(getattr(owner, name)) if zero else None)
+            found.append(Block(spec, p).forward(x, 0))
+        assert np.array_equal(*found), name
+        assert not np.array_equal(found[0], clean), name

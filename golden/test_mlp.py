@@ -57,12 +57,33 @@ def page_act(g: np.ndarray, u: np.ndarray, act: str) -> np.ndarray:
     return fadd(fmul(u, w), w)
 
 
+def page_gelu(x: np.ndarray, act: str) -> np.ndarray:
+    if act == "gelu_tanh":
+        c = F32(-2 * math.sqrt(2 / math.pi) * float(LOG2E))
+        p = fadd(fmul(fmul(x, x), fmul(c, F32(0.044715))), c)
+        return fmul(arith.recip(fadd(arith.exp2(fmul(x, p)), F32(1))), x)
+    a5, a4, a3, a2, a1 = (F32(v) for v in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592))
+    r = arith.fmax(x, F32(0))
+    a = fadd(arith.fmax(-x, F32(0)), r)
+    z = fmul(a, F32(math.sqrt(0.5)))
+    t = arith.recip(fadd(fmul(z, F32(0.3275911)), F32(1)))
+    q = fadd(fmul(fadd(fmul(fadd(fmul(fadd(fmul(a5, t), a4), t), a3), t), a2), t), a1)
+    e = fmul(arith.exp2(fmul(fmul(z, z), -LOG2E)), F32(0.5))
+    return arith.fsub(r, fmul(fmul(fmul(q, t), e), a))
+
+
+def page_linear(blocks: list, w: MxTensor, bias: np.ndarray | None) -> np.ndarray:
+    y = page_mm(blocks, w)
+    return y if bias is None else fadd(y, bias)
+
+
 def page_mlp(blocks: list, e: Expert, act: str) -> np.ndarray:
-    g, u = page_mm(blocks, e.gate), page_mm(blocks, e.up)
-    if e.gate_bias is not None:
-        g, u = fadd(g, e.gate_bias), fadd(u, e.up_bias)
-    y = page_mm(page_q8(page_act(g, u, act)), e.down)
-    return y if e.down_bias is None else fadd(y, e.down_bias)
+    u = page_linear(blocks, e.up, e.up_bias)
+    if act in ("gelu_tanh", "gelu_erf"):
+        h = page_gelu(u, act)
+    else:
+        h = page_act(page_linear(blocks, e.gate, e.gate_bias), u, act)
+    return page_linear(page_q8(h), e.down, e.down_bias)
 
 
 def page_moe(x: np.ndarray, blocks: list, experts: list[Expert], logits: np.ndarray, top_k: int,
@@ -88,16 +109,21 @@ def values(w: MxTensor) -> np.ndarray:
 
 
 def float_mlp(x: np.ndarray, e: Expert, act: str) -> np.ndarray:
-    g, u = x @ values(e.gate).T, x @ values(e.up).T
-    if e.gate_bias is not None:
-        g, u = g + e.gate_bias, u + e.up_bias
-    if act == "swiglu":
+    def project(x: np.ndarray, w: MxTensor, bias: np.ndarray | None) -> np.ndarray:
+        return x @ values(w).T + (0 if bias is None else bias)
+
+    u = project(x, e.up, e.up_bias)
+    g = None if e.gate is None else project(x, e.gate, e.gate_bias)
+    if act == "gelu_tanh":
+        h = u / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (u + 0.044715 * u**3)))
+    elif act == "gelu_erf":
+        h = u / 2 * (1 + np.vectorize(math.erf)(u / math.sqrt(2)))
+    elif act == "swiglu":
         h = g / (1 + np.exp(-g)) * u
     else:
         g, u = np.minimum(g, 7), np.clip(u, -7, 7)
         h = g / (1 + np.exp(-1.702 * g)) * (u + 1)
-    y = h @ values(e.down).T
-    return y if e.down_bias is None else y + e.down_bias
+    return project(h, e.down, e.down_bias)
 
 
 def float_gates(logits: np.ndarray, top_k: int) -> np.ndarray:
@@ -124,8 +150,9 @@ def weights(g: np.random.Generator, n: int, k: int, fmt: int = formats.INT8) -> 
     return MxTensor.quantise(g.normal(0, k**-0.5, (n, k)).astype(F32), fmt)
 
 
-def expert(g: np.random.Generator, hidden: int, ffn: int, fmt: int, bias: bool) -> Expert:
-    e = Expert(weights(g, ffn, hidden, fmt), weights(g, ffn, hidden, fmt), weights(g, hidden, ffn, fmt))
+def expert(g: np.random.Generator, hidden: int, ffn: int, fmt: int, bias: bool, gated: bool = True) -> Expert:
+    gate = weights(g, ffn, hidden, fmt) if gated else None
+    e = Expert(gate, weights(g, ffn, hidden, fmt), weights(g, hidden, ffn, fmt))
     if bias:
         e.gate_bias, e.up_bias, e.down_bias = (g.normal(0, 1, n).astype(F32) for n in (ffn, ffn, hidden))
     return e
@@ -224,27 +251,19 @@ def test_gelu_erf():
 
 def test_gelu_erf_order():
     """The page again, in its letters."""
-    a5, a4, a3, a2, a1 = (F32(v) for v in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592))
     for x in X[::37]:
-        r = arith.fmax(x, F32(0))
-        a = fadd(arith.fmax(-x, F32(0)), r)
-        z = fmul(a, F32(math.sqrt(0.5)))
-        t = arith.recip(fadd(fmul(z, F32(0.3275911)), F32(1)))
-        q = fadd(fmul(fadd(fmul(fadd(fmul(fadd(fmul(a5, t), a4), t), a3), t), a2), t), a1)
-        e = fmul(arith.exp2(fmul(fmul(z, z), -LOG2E)), F32(0.5))
-        assert bits(arith.fsub(r, fmul(fmul(fmul(q, t), e), a))) == bits(gelu_erf(x))
-        c = F32(-2 * math.sqrt(2 / math.pi) * float(LOG2E))
-        p = fadd(fmul(fmul(x, x), fmul(c, F32(0.044715))), c)
-        assert bits(fmul(arith.recip(fadd(arith.exp2(fmul(x, p)), F32(1))), x)) == bits(gelu_tanh(x))
+        assert bits(page_gelu(x, "gelu_erf")) == bits(gelu_erf(x))
+        assert bits(page_gelu(x, "gelu_tanh")) == bits(gelu_tanh(x))
 
 
 # ---------------------------------------------------------------- MLP, routing, mixture of experts
 
 @pytest.mark.parametrize("act,fmt,bias", [("swiglu", formats.INT8, False), ("swiglu", formats.FP6, True),
-                                          ("clamped", formats.FP4, True)])
+                                          ("clamped", formats.FP4, True), ("gelu_tanh", formats.INT8, True),
+                                          ("gelu_erf", formats.FP6, False)])
 def test_mlp(act, fmt, bias):
     g = np.random.default_rng(7)
-    e, x = expert(g, 288, 172, fmt, bias), normal(g, 60, 288)
+    e, x = expert(g, 288, 172, fmt, bias, "gelu" not in act), normal(g, 60, 288)
     y = mlp(q8(x), e, act)
     assert np.array_equal(bits(y[59]), bits(page_mlp(page_q8(x[59]), e, act)))
     want = float_mlp(x.astype(np.float64), e, act)

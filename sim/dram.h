@@ -4,7 +4,8 @@
 // bursts outstanding; writes take address and data in any relative order and answer `write_latency` cycles after
 // the last beat. All model outputs are registers: sample() looks at the settled outputs of the design before the
 // clock edge, update() drives its inputs after it. Random stalls (single or in bursts) per channel, refresh gaps,
-// injected error responses; an address beyond the memory gets DECERR. A protocol check runs along.
+// a bandwidth limit per direction, injected error responses; an address beyond the memory gets DECERR. A protocol
+// check runs along.
 #pragma once
 #include <sys/mman.h>
 
@@ -50,6 +51,15 @@ template <class T, unsigned N> struct Ring {
     void clear() { head = tail = 0; }
 };
 
+struct Bucket {  // tokens for beats: `rate` / ONE of them a cycle, room for one and what a cycle adds
+    static constexpr uint64_t ONE = 1ull << 32;
+    uint64_t rate = ONE, level = ONE;
+    void set(uint64_t r) { rate = r, level = ONE; }
+    void tick() { if (rate != ONE && level < ONE) level += rate; }
+    bool has() const { return level >= ONE; }
+    void take() { if (rate != ONE) level -= ONE; }
+};
+
 enum Channel { CH_AR, CH_R, CH_AW, CH_W, CH_B, CHANNELS };
 
 // Mirrored field by field in sim/fastsim.py; counters run from the last clear.
@@ -83,6 +93,7 @@ template <class Top> struct Dram {
     uint8_t* mem;
     uint64_t size, latency = 40, write_latency = 40, refresh_every = 0, refresh_for = 0;
     uint32_t outstanding = 64;
+    Bucket read_tokens, write_tokens;
     Rng rng;
     Stall stall[CHANNELS];
     std::vector<Fault> faults;
@@ -193,7 +204,7 @@ template <class Top> struct Dram {
         w_waiting = t.m_axi_wvalid && !t.m_axi_wready;
         if (w_waiting) w_held = beat;
         if (t.m_axi_wvalid && t.m_axi_wready)
-            data.push() = beat, stats.w_beats++, stats.w_bytes += __builtin_popcountll(beat.strb);
+            data.push() = beat, write_tokens.take(), stats.w_beats++, stats.w_bytes += __builtin_popcountll(beat.strb);
     }
 
     void write_beat(uint64_t now) {
@@ -220,14 +231,16 @@ template <class Top> struct Dram {
         if constexpr (requires { t.m_axi_arvalid; }) {
             t.m_axi_arready = reads.size() < outstanding && !stall[CH_AR](rng);
             bool pause = stall[CH_R](rng) || refresh;
+            read_tokens.tick();
             if (r_free) {
-                t.m_axi_rvalid = !pause && reads.size() && now >= reads.front().taken + latency;
+                t.m_axi_rvalid = !pause && read_tokens.has() && reads.size() && now >= reads.front().taken + latency;
                 if (t.m_axi_rvalid) read_beat();
             }
         }
         if constexpr (requires { t.m_axi_awvalid; }) {
             t.m_axi_awready = writes.size() + resps.size() < outstanding && !stall[CH_AW](rng);
-            t.m_axi_wready = data.size() < QUEUE / 2 && !(stall[CH_W](rng) || refresh);
+            write_tokens.tick();
+            t.m_axi_wready = data.size() < QUEUE / 2 && !(stall[CH_W](rng) || refresh) && write_tokens.has();
             bool pause = stall[CH_B](rng);
             if (b_free) {
                 t.m_axi_bvalid = !pause && resps.size() && now >= resps.front().due;
@@ -241,6 +254,7 @@ template <class Top> struct Dram {
     }
 
     void read_beat() {
+        read_tokens.take();
         Burst& b = reads.front();
         uint64_t word = b.addr & ~uint64_t(BUS - 1);
         uint8_t resp = check(word, 1);

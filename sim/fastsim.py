@@ -7,11 +7,14 @@ results. The same seed gives the same run, cycle for cycle.
 import ctypes
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sim.train import TRAINING, train
+from sim.trace import INTERVAL, Trace, tile_probes
 from sim.unit import SimTimeout, Stall, Unit, split_stall
 from sim.verilate import cached_verilog, compile_verilog, parse_ports, register_reset
 
@@ -29,6 +32,8 @@ VIOLATIONS = (
     "WLAST not at the last beat",
 )
 AXIL_TIMEOUT = 10_000
+MIN_BANDWIDTH = 2.0**-16
+PROFILED = 256  # MACs of a tile from which a build that is optimised for what runs most is worth its time
 STATS = (  # DramStats of dram.h, field by field
     *("ar", "r_beats", "aw", "w_beats", "w_bytes", "b", "ar_to_r_sum", "ar_to_r_min", "ar_to_r_max"),
     *("r_errors", "b_errors", "violations", "violation_cycle"),
@@ -47,9 +52,12 @@ class FastSim(Unit):
     write_latency (default the same) from the last write beat to its response, both at least 1. stall:
     fraction of cycles that each AXI channel stalls, or (fraction, cycles per stall), or a dict by channel
     ("ar", "r", "aw", "w", "b"). outstanding: bursts that the memory accepts per direction (up to 255).
-    refresh: (period, cycles) of gaps without data beats. waves: trace file, .vcd or .fst. component: simulate
-    this instead of the config's tile (any component with flat m_axi_*, s_axil_*, irq, noc_in_*, noc_out_*
-    ports or some of them).
+    bandwidth: beats per cycle, 0 < b <= 1, of each direction for itself (a bucket of one token: evenly spaced
+    beats). refresh: (period, cycles) of gaps in which no data beat moves, unless AXI demands it because the
+    memory offered it before. waves: trace file, .vcd or .fst. trace: a build that can record what the tile's
+    units do (`trace_start`; slower). component: simulate this instead of the config's tile (any component
+    with flat m_axi_*, s_axil_*, irq, noc_in_*, noc_out_* ports or some of them). library: a build of this
+    very design to use, not the cache's.
 
     dram: uint8 view of the whole memory, zero-copy, read and write at any time; valid until `close`. numpy
     views of other types (``sim.dram[a:b].view(np.float32)``) work as well.
@@ -66,11 +74,14 @@ class FastSim(Unit):
         *,
         write_latency: int | None = None,
         outstanding: int = 64,
+        bandwidth: float = 1.0,
         refresh: tuple[int, int] = (0, 0),
         random_init: bool = False,
+        trace: bool = False,
         component: Any = None,
         name: str = "serrano_tile",
         opt: str = "-O3",
+        library: Path | None = None,
     ) -> None:
         from hw.export import verilog
 
@@ -84,11 +95,22 @@ class FastSim(Unit):
 
                 return Tile(config)
 
-            text, name = register_reset(cached_verilog(tile, name, repr(config)), name)
+            text = cached_verilog(tile, name, repr(config))
+            text, name = register_reset(text, name, tile_probes(text, name) if trace else None)
         else:
             text = verilog(component, name)
-        kind = Path(waves).suffix.lstrip(".") if waves else ""
-        library = compile_verilog(text, name, waves=kind, random_init=random_init, opt=opt)
+        if library is None:
+            kind = Path(waves).suffix.lstrip(".") if waves else ""
+            profiled = component is None and config.macs >= PROFILED and not (waves or trace or random_init)
+            library = compile_verilog(
+                text,
+                name,
+                waves=kind,
+                random_init=random_init,
+                opt=opt,
+                train=partial(train, config) if profiled else None,
+                trained_by=TRAINING.read_text() if profiled else "",
+            )
         super().__init__(
             library,
             parse_ports(text, name),
@@ -104,7 +126,7 @@ class FastSim(Unit):
             self.dram = np.ctypeslib.as_array(
                 ctypes.cast(base, ctypes.POINTER(ctypes.c_uint8)), (size.value,)
             )
-        self.timing(latency, write_latency, outstanding, refresh)
+        self.timing(latency, write_latency, outstanding, refresh, bandwidth)
         self.stall(stall)
 
     def close(self) -> None:
@@ -118,6 +140,7 @@ class FastSim(Unit):
         write_latency: int | None = None,
         outstanding: int = 64,
         refresh: tuple[int, int] = (0, 0),
+        bandwidth: float = 1.0,
     ) -> None:
         """Change the memory's timing; parameters as of the class. Also queued bursts obey at once."""
         write_latency = latency if write_latency is None else write_latency
@@ -125,9 +148,15 @@ class FastSim(Unit):
             raise ValueError(
                 f"latency {latency}, write_latency {write_latency} are >= 1, outstanding {outstanding} 1..255"
             )
-        if refresh[0] and not 0 <= refresh[1] < refresh[0]:
-            raise ValueError(f"refresh is (period, cycles < period), not {refresh}")
-        values = (ctypes.c_uint64 * 5)(latency, write_latency, outstanding, *refresh)
+        period, gap = refresh
+        if tuple(refresh) != (0, 0) and not 0 <= gap < period:
+            raise ValueError(
+                f"refresh = {refresh}: allowed is (0, 0) or (period, cycles), 0 <= cycles < period"
+            )
+        if not MIN_BANDWIDTH <= bandwidth <= 1:
+            raise ValueError(f"bandwidth = {bandwidth}: allowed is {MIN_BANDWIDTH}..1 beats per cycle")
+        tokens = round(bandwidth * (1 << 32))
+        values = (ctypes.c_uint64 * 6)(latency, write_latency, outstanding, period, gap, tokens)
         self._lib.sim_dram_timing(self._sim, values)
 
     def stall(self, stall: Stall | Mapping[str, Stall]) -> None:
@@ -201,6 +230,34 @@ class FastSim(Unit):
     def noc_pop(self, items: int | None = None) -> np.ndarray:
         """Flits that left the tile (ready is low until the first call, which returns none)."""
         return self.pop("noc_out", items)
+
+    def trace_start(self, limit: int, gap: int = 0) -> None:
+        """Record at most `limit` intervals from here on (0: stop); parameters as of `sim.trace.Trace`.
+
+        Needs an instance made with trace=True.
+        """
+        self._traced()
+        if limit < 0 or gap < 0:
+            raise ValueError(f"limit = {limit}, gap = {gap}: allowed is >= 0")
+        self._lib.sim_trace_start.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint64]
+        self._lib.sim_trace_start(self._sim, limit, gap)
+
+    def _traced(self) -> None:
+        if "trace_enable" not in self.ports:
+            raise ValueError("trace = False: allowed is an instance made with trace=True")
+
+    def trace_take(self) -> Trace:
+        """What was recorded since `trace_start` or the last take; what is open now comes with a later one."""
+        self._traced()
+        state = (ctypes.c_uint64 * 4)()
+        take = self._lib.sim_trace_take
+        take.argtypes = [ctypes.c_void_p] * 3
+        take(self._sim, None, state)
+        intervals = np.zeros(state[0], INTERVAL)
+        take(self._sim, intervals.ctypes.data, state)
+        if state[3]:
+            raise RuntimeError(f"{state[3]} completions of instructions that were never issued")
+        return Trace(intervals, int(state[1]), int(state[2]) if state[1] else None)
 
     def stats(self, clear: bool = False) -> dict[str, int]:
         """Bus counters since the last clear, plus cycles and what follows from them.

@@ -5,6 +5,7 @@
 // indices used here. A cycle: sample settled outputs, rising edge, drive new inputs, settle. Little-endian host.
 #include "Vtop.h"
 #include "dram.h"
+#include "trace.h"
 #include "verilated.h"
 #if WAVES_FST
 #include "verilated_fst_c.h"
@@ -15,6 +16,14 @@ using Trace = VerilatedVcdC;
 #endif
 
 #include <memory>
+
+#if SPLIT_EVAL
+// One clock and no other events: a cycle is one pass over the registers and one over what follows from the inputs,
+// without Verilator's loops around them (the build looks: split_eval in sim/verilate.py).
+#include "Vtop___024root.h"
+void Vtop___024root___eval_nba(Vtop___024root*);
+void Vtop___024root___eval_ico(Vtop___024root*);
+#endif
 
 double sc_time_stamp() { return 0; }
 
@@ -77,6 +86,9 @@ template <class Top> struct Sim {
     std::unique_ptr<Top> owner;
     Top& t;
     Memory dram;
+    static constexpr bool HAS_TRACE = requires(Top& t) { t.trace_enable; };
+    typename std::conditional_t<HAS_TRACE, std::type_identity<Recorder<Top>>,
+                                std::type_identity<NoRecorder<Top>>>::type recorder;
     std::vector<Port> ports;
     std::vector<Stream> streams;
     Rng rng;
@@ -89,7 +101,7 @@ template <class Top> struct Sim {
     Sim(uint64_t bytes, uint64_t seed, bool random_init, const char* waves)
         : owner((context.randReset(random_init ? 2 : 0), context.randSeed(int(seed & 0x7FFFFFFF) | 1),
                  context.traceEverOn(waves != nullptr), new Top(&context))),
-          t(*owner), dram(t, bytes) {
+          t(*owner), dram(t, bytes), recorder(t) {
 #define PORT(name) ports.push_back({(uint8_t*)&t.name, sizeof(t.name)});
 #include "ports.inc"
         // A random power-up state must not reach the inputs: they are the harness's own registers.
@@ -116,25 +128,40 @@ template <class Top> struct Sim {
         (void)time;
     }
     void settle() { t.eval(), dirty = false; }
+    void rise() {  // the registers, and what follows from them
+#if SPLIT_EVAL
+        t.rootp->__VnbaTriggered[0] = 1;
+        Vtop___024root___eval_nba(t.rootp);
+        t.rootp->__VnbaTriggered[0] = 0;
+#else
+        if constexpr (requires { t.clk; }) t.clk = 1, t.eval();
+#endif
+    }
+    void inputs() {  // what follows from the inputs
+#if SPLIT_EVAL
+        t.rootp->__VicoTriggered[0] = 1;
+        Vtop___024root___eval_ico(t.rootp);
+#else
+        if constexpr (requires { t.clk; }) t.clk = 0;
+        t.eval();
+#endif
+    }
 
     template <bool ACTIVE> void cycle() {
         if (dirty) settle();
         if (ACTIVE) {
             dram.sample(now);
+            recorder.sample(now);
             for (auto& s : streams) s.sample(now);
         }
-        if constexpr (requires { t.clk; }) {
-            t.clk = 1;
-            t.eval();
-        }
+        rise();
         dump(2 * now);
         now++;
         if (ACTIVE) {
             dram.update(now);
             for (auto& s : streams) s.update(rng);
         }
-        if constexpr (requires { t.clk; }) t.clk = 0;
-        t.eval();
+        inputs();
         dump(2 * now - 1);
     }
 
@@ -258,7 +285,24 @@ template <IsDram D> DramStats* stats(D& d, bool clear) { return clear ? d.clear_
 template <class D> DramStats* stats(D&, bool) { return nullptr; }
 template <class D> void timing(D& d, const uint64_t* v) {
     if constexpr (IsDram<D>)
-        d.latency = v[0], d.write_latency = v[1], d.outstanding = uint32_t(v[2]), d.refresh_every = v[3], d.refresh_for = v[4];
+        d.latency = v[0], d.write_latency = v[1], d.outstanding = uint32_t(v[2]), d.refresh_every = v[3], d.refresh_for = v[4],
+        d.read_tokens.set(v[5]), d.write_tokens.set(v[5]);
+}
+template <class R> void trace_start(R& r, uint64_t limit, uint64_t gap) {
+    if constexpr (requires { r.limit; }) {
+        auto& top = r.t;
+        r.~R(), new (&r) R(top);
+        r.limit = limit, r.gap = gap;
+    }
+}
+// Copies the intervals out and forgets them; state: count, dropped, first cycle of those, orphans.
+template <class R> void trace_take(R& r, Interval* out, uint64_t* state) {
+    if constexpr (requires { r.limit; }) {
+        state[0] = r.intervals.size(), state[1] = r.dropped, state[2] = r.cut, state[3] = r.orphans;
+        if (!out) return;
+        memcpy(out, r.intervals.data(), r.intervals.size() * sizeof(Interval));
+        r.intervals.clear(), r.dropped = r.orphans = 0;
+    }
 }
 template <class D> void dram_stall(D& d, int ch, double f, uint32_t burst) { if constexpr (IsDram<D>) d.stall[ch].set(f, burst); }
 template <class D> void fault(D& d, uint64_t lo, uint64_t hi, uint8_t resp, uint8_t on) {
@@ -272,6 +316,8 @@ extern "C" {
 uint8_t* sim_dram(S* s, uint64_t* size) { return memory(s->dram, size); }
 DramStats* sim_dram_stats(S* s, int clear) { return stats(s->dram, clear != 0); }
 void sim_dram_timing(S* s, const uint64_t* values) { timing(s->dram, values); }
+void sim_trace_start(S* s, uint64_t limit, uint64_t gap) { trace_start(s->recorder, limit, gap); }
+void sim_trace_take(S* s, Interval* out, uint64_t* state) { trace_take(s->recorder, out, state); }
 void sim_dram_stall(S* s, int channel, double fraction, uint32_t burst) { dram_stall(s->dram, channel, fraction, burst); }
 void sim_dram_fault(S* s, uint64_t lo, uint64_t hi, int resp, int on) { fault(s->dram, lo, hi, uint8_t(resp), uint8_t(on)); }
 }

@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,15 @@ from amaranth.lib import memory, stream, wiring
 from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
 
+from golden.spec import LLAMA_SIM, random_params
+from hw.config import named
 from hw.export import verilog
 from sim.fastsim import BusError, FastSim, SimTimeout
+from sim.tile import RtlDevice, TileError
 from sim.unit import Unit
 from sim.verilate import build_unit, cached_verilog, compile_verilog, parse_ports, randomize_init
+from sw.block import BlockImage
+from sw.device import MachineDevice, Run
 
 
 class Increment(wiring.Component):
@@ -321,6 +328,34 @@ def test_outstanding_limit_and_refresh():
     assert sim.stamps["r"][-1] - sim.stamps["r"][0] == pytest.approx(256 * 64 / 48, abs=20)
 
 
+@pytest.mark.parametrize("bandwidth", [1.0, 0.75, 0.5, 0.3])
+def test_bandwidth(bandwidth):
+    """Each direction moves that share of beats, evenly, whatever the other does."""
+    sim = bridge(latency=5, bandwidth=bandwidth)
+    beats = [n | 0xFF << 64 | (n % 16 == 15) << 72 for n in range(320)]
+    sim.run_streams(
+        {"ar": [command(0, 16)] * 20, "aw": [command(8192, 16)] * 20, "w": beats}, {"r": 320, "b": 20}
+    )
+    for name in ("r", "w"):
+        stamps = sim.stamps[name][:320]
+        assert (stamps[-1] - stamps[0]) == pytest.approx(319 / bandwidth, abs=2)
+        assert set(np.diff(stamps)) <= {int(1 / bandwidth), -int(-1 // bandwidth)}
+    sim.timing(5)
+    sim.run_streams({"ar": [command(0, 16)] * 20}, {"r": 320})
+    assert sim.stamps["r"][-1] - sim.stamps["r"][0] == 319
+
+
+def test_refresh_stops_both_directions():
+    sim = bridge(latency=5, refresh=(50, 20))
+    beats = [n | 0xFF << 64 | (n % 16 == 15) << 72 for n in range(320)]
+    sim.run_streams(
+        {"ar": [command(0, 16)] * 20, "aw": [command(8192, 16)] * 20, "w": beats}, {"r": 320, "b": 20}
+    )
+    for name in ("r", "w"):
+        stamps = sim.stamps[name]
+        assert np.all(stamps % 50 >= 20) and stamps[-1] - stamps[0] == pytest.approx(320 * 50 / 30, abs=25)
+
+
 def test_errors():
     sim = bridge(latency=3)
     sim.dram[:] = 1
@@ -430,10 +465,130 @@ def test_memory_access():
         {"stall": 1.5},
         {"stall": {"x": 0.1}},
         {"refresh": (8, 8)},
+        {"refresh": (0, 4)},
+        {"refresh": (-8, -9)},
+        {"bandwidth": 0},
+        {"bandwidth": 1.01},
+        {"bandwidth": float("nan")},
         {"outstanding": 0},
     ):
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match=f"{next(iter(bad))}|unknown AXI channels"):
             bridge(**bad)
+    with pytest.raises(ValueError, match="trace=True"):
+        sim.trace_start(10)
+
+
+# The tile as a device
+
+
+@cache
+def small_block() -> BlockImage:
+    """Four tokens of prefill and three steps of decode, for `tiny`."""
+    spec = replace(
+        LLAMA_SIM, name="small", hidden=64, heads=4, kv_heads=2, head_dim=16, ffn=96, max_tokens=32
+    )
+    x = np.random.default_rng(1).normal(0, 1, (7, spec.hidden)).astype(np.float32)
+    return BlockImage(named("tiny"), spec, random_params(spec, 1), x[:4], x[4:], dram_bytes=1 << 20)
+
+
+@cache
+def small_phases() -> dict[str, tuple[np.ndarray, tuple[int, ...]]]:
+    return small_block().phases
+
+
+@cache
+def small_model() -> np.ndarray:
+    """DRAM after both phases, by the instruction-level model."""
+    model = MachineDevice(named("tiny"))
+    run_small(model)
+    return model.dram
+
+
+def run_small(device) -> list[Run]:
+    image, phases = small_block(), small_phases()
+    device.attach(image.dram.data)
+    return [device.run(image.program_at[name], len(words), args) for name, (words, args) in phases.items()]
+
+
+def tile(**options) -> RtlDevice:
+    return RtlDevice(named("tiny"), dram_bytes=1 << 20, **options)
+
+
+def test_memory_options_change_cycles_and_nothing_else():
+    def cost(**options) -> tuple[int, int, int]:
+        """Cycles and beats of both phases."""
+        device = tile(**options)
+        runs = run_small(device)
+        assert np.array_equal(device.dram, small_model()), options
+        assert [r.cycles for r in run_small(tile(**options))] == [r.cycles for r in runs]
+        return tuple(sum(r.counters[k] for r in runs) for k in ("CYCLES", "READ_BEATS", "WRITE_BEATS"))
+
+    best, reads, writes = cost(latency=1)
+    costs = {
+        name: cost(**options)
+        for name, options in {
+            "latency": {"latency": 200},
+            "write latency": {"latency": 1, "write_latency": 400},
+            "half": {"latency": 1, "bandwidth": 0.5},
+            "tenth": {"latency": 1, "bandwidth": 0.1},
+            "refresh": {"latency": 1, "refresh": (400, 300)},
+            "stall": {"latency": 1, "stall": 0.5},
+            "all": {"latency": 60, "bandwidth": 0.3, "refresh": (1000, 100), "stall": 0.2, "seed": 3},
+        }.items()
+    }
+    assert {c[1:] for c in costs.values()} == {(reads, writes)}
+    assert best < min(c[0] for c in costs.values())
+    assert costs["half"][0] < costs["tenth"][0] and costs["tenth"][0] >= reads / 0.1
+    assert costs["refresh"][0] >= reads * 4
+
+
+def test_polling():
+    """Results can be read while the tile works; the cost is that of `run`."""
+    image, phases = small_block(), small_phases()
+    want = [run.counters for run in run_small(tile())]
+    device = tile()
+    device.attach(image.dram.data)
+    with pytest.raises(RuntimeError, match="no program runs"):
+        device.poll(1)
+    got, seen = [], []
+    rows = device.dram[image.rows_out :][: 3 * 64 * 4].view(np.float32).reshape(3, 64)
+    for name, (words, args) in phases.items():
+        device.start(image.program_at[name], len(words), args)
+        with pytest.raises(RuntimeError, match="finish or abort"):
+            device.start(image.program_at[name], len(words), args)
+        while not device.poll(100):
+            if name == "decode" and len(seen) < 2 and rows[len(seen)].all() and rows[len(seen) + 1].any():
+                seen.append(rows[len(seen)].copy())
+        cycles = device.sim.cycles
+        assert device.poll(100) and device.sim.cycles == cycles
+        got.append(device.finish().counters)
+    for a, b in zip(got, want, strict=True):  # the start that was refused read a register
+        assert {k: v for k, v in a.items() if k != "SIMULATED"} == {
+            k: v for k, v in b.items() if k != "SIMULATED"
+        }
+    assert len(seen) == 2 and np.array_equal(seen, rows[:2]) and np.array_equal(device.dram, small_model())
+
+
+def test_polling_error_and_abort():
+    image, phases = small_block(), small_phases()
+    words, args = phases["decode"]
+    device = tile()
+    device.attach(image.dram.data)
+    device.start(image.program_at["decode"], 1 << 20, args)  # longer than the instruction memory
+    assert device.poll(10_000)
+    with pytest.raises(TileError, match="PC_RANGE"):
+        device.finish()
+    device.start(image.program_at["decode"], len(words), args)
+    with pytest.raises(SimTimeout, match="no interrupt in 500 cycles"):
+        device.finish(500)
+    assert not device.poll(500)
+    run = device.abort()
+    assert 1000 <= run.cycles < 3000
+    device.start(image.program_at["decode"], len(words), args)
+    assert device.poll(1_000_000)
+    assert device.abort().counters["MACS"] > run.counters["MACS"]  # ended before
+    run_small(device)
+    assert np.array_equal(device.dram, small_model())
 
 
 # Builds

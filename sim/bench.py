@@ -26,7 +26,7 @@ from sw.block import BlockImage
 from sw.cost import Need, block_need
 from sw.kernels import Kernel, gemm_dram, gemm_sram, gemv
 from sw.layout import DramImage
-from sw.run import Run, block_programs
+from sw.device import Run
 
 Phases = dict[str, tuple[int, int, tuple[int, ...]]]
 """name -> program address, words, arguments."""
@@ -46,7 +46,7 @@ def block_case(config: TileConfig, spec: BlockSpec, tokens: int, steps: int) -> 
     image = BlockImage(config, spec, params, x[:tokens], x[tokens:])
     phases = {
         name: (image.program_at[name], len(words), args)
-        for name, (words, args) in block_programs(image).items()
+        for name, (words, args) in image.phases.items()
     }
     measured = {
         "prefill": (f"{spec.name}-prefill", block_need(spec, params, 0, tokens, False), False),

@@ -20,7 +20,7 @@ from sim.fastsim import waves_path
 from sim.tile import RtlDevice, TileError, first_difference
 from sw.block import BlockImage
 from sw.cost import block_need
-from sw.run import MachineDevice, Run, block_outputs, block_programs
+from sw.device import MachineDevice, Run
 
 HEADER = (
     f"{'phase':16s}{'cycles':>10s}{'bound':>10s}{'cyc/bound':>10s}{'MACs used':>10s}"
@@ -55,13 +55,12 @@ def simulate(
     x = rng.normal(0, 1, (tokens + steps, spec.hidden)).astype(np.float32)
     print(f"{spec.name}: compile for {config.name}", flush=True)
     image = BlockImage(config, spec, params, x[:tokens], x[tokens:])
-    phases = block_programs(image)
     model = MachineDevice(config, trace=True)
     model.attach(image.dram.data)
     rtl = RtlDevice(config, dram_bytes=len(image.dram.data), latency=latency, stall=stall, waves=waves)
     rtl.attach(image.dram.data)
     rows = []
-    for phase, (words, args) in phases.items():
+    for phase, (words, args) in image.phases.items():
         start, count = (0, tokens) if phase == "prefill" else (tokens, steps)
         with tqdm(
             total=1,
@@ -90,7 +89,7 @@ def simulate(
             *(golden.forward(x[i : i + 1], i) for i in range(tokens, tokens + steps)),
         ]
     )
-    got = block_outputs(image, rtl.dram)
+    got = image.outputs(rtl.dram)
     differ = np.argwhere(got.view(np.uint32) != want.view(np.uint32))
     if len(differ):
         t, f = differ[0]

@@ -16,7 +16,8 @@ from sim.test_tile_random import draw_timing
 from sim.tile import RtlDevice, first_difference
 from sw.assembler import Program
 from sw.block import BlockImage
-from sw.run import MachineDevice, block_outputs, block_programs, put_program
+from sw.device import MachineDevice
+from sw.layout import put_program
 from sw.test_block import MOE as MOE_128
 from sw.test_block import NARROW, RAGGED, WIDE
 
@@ -24,7 +25,7 @@ DRAM_BYTES = 16 << 20
 MOE = replace(MOE_128, max_tokens=64)
 CASES = [
     (RAGGED, "tiny", 7, 2),
-    (WIDE, "tiny", 1, 3),
+    (WIDE, "tiny", 0, 3),
     (NARROW, "tiny", 33, 2),
     (MOE, "tiny", 3, 2),
     (RAGGED, "ecp5", 1, 4),
@@ -64,9 +65,8 @@ def test_block(spec: BlockSpec, name: str, tokens: int, steps: int) -> None:
     params = random_params(spec, 5)
     x = rng.normal(0, 1, (tokens + steps, spec.hidden)).astype(np.float32)
     image = BlockImage(
-        named(name), spec, params, x[:tokens] if tokens else None, x[tokens:], dram_bytes=DRAM_BYTES
+        named(name), spec, params, x[:tokens], x[tokens:], dram_bytes=DRAM_BYTES
     )
-    phases = block_programs(image)
     model, rtl = MachineDevice(named(name), trace=True), device(name)
     model.attach(image.dram.data)
     rtl.attach(image.dram.data)
@@ -75,7 +75,7 @@ def test_block(spec: BlockSpec, name: str, tokens: int, steps: int) -> None:
     model.machine.sram[:] = rng.integers(0, 256, len(model.machine.sram), np.uint8)
     fill_sram(rtl, model.machine.sram)
     timing = draw_timing(rtl, rng)
-    for phase, (words, args) in phases.items():
+    for phase, (words, args) in image.phases.items():
         run = rtl.run(image.program_at[phase], len(words), args)
         model.run(image.program_at[phase], len(words), args)
         wrong = first_difference(rtl.dram, model.machine, image.dram, image.labels.get(phase, {}))
@@ -92,5 +92,5 @@ def test_block(spec: BlockSpec, name: str, tokens: int, steps: int) -> None:
     want = [block.forward(x[:tokens], 0)] if tokens else []
     want += [block.forward(x[i : i + 1], i) for i in range(tokens, tokens + steps)]
     assert np.array_equal(
-        block_outputs(image, rtl.dram).view(np.uint32), np.concatenate(want).view(np.uint32)
+        image.outputs(rtl.dram).view(np.uint32), np.concatenate(want).view(np.uint32)
     )

@@ -356,6 +356,11 @@ class Sram:
     def used(self) -> int:
         return sum(size for _, size in self.regions.values())
 
+    @property
+    def end(self) -> int:
+        """First byte behind all regions."""
+        return max((start + size for start, size in self.regions.values()), default=0)
+
     def alloc(self, name: str, size: int, align: int | None = None) -> int:
         """Address of `size` free bytes at a multiple of `align` (default: an SRAM word)."""
         if name in self.regions:

@@ -48,6 +48,11 @@ class Panel:
         return image.reshape(-1)
 
 
+def put_program(dram: np.ndarray, address: int, image: np.ndarray) -> None:
+    """Copy an array of any type into DRAM."""
+    dram[address : address + image.nbytes] = np.ascontiguousarray(image).view(np.uint8).reshape(-1)
+
+
 class DramImage:
     """A bump allocator over a DRAM image. MemoryError says what did not fit."""
 

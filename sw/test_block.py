@@ -7,7 +7,8 @@ from golden import formats
 from golden.blocks import Block
 from golden.spec import GPTOSS_SIM, LLAMA_SIM, BlockSpec, random_params
 from hw import config
-from sw.run import MachineDevice, run_block
+from sw.block import run_block
+from sw.device import MachineDevice
 
 RAGGED = BlockSpec(
     name="ragged", hidden=64, heads=8, kv_heads=4, head_dim=8, ffn=172, rope="interleaved", max_tokens=64
@@ -61,8 +62,11 @@ CASES = [
     *[
         (s, c, t, d)
         for s in (RAGGED, WIDE, NARROW)
-        for c, t, d in (("base", 33, 3), ("ecp5", 1, 4), ("tiny", 7, 2), ("base", 0, 2))
+        for c, t, d in (("base", 33, 3), ("ecp5", 1, 4), ("base", 0, 2))
     ],
+    (RAGGED, "tiny", 7, 2),
+    (WIDE, "tiny", 0, 2),  # the smallest prefill, 32 tokens, does not fit
+    (NARROW, "tiny", 7, 2),
     (MOE, "base", 33, 60),
     (MOE, "ecp5", 9, 40),
 ]
@@ -112,13 +116,16 @@ def test_bad_spec(change: dict, message: str) -> None:
         BlockSpec(**fields)
 
 
-def test_too_large_for_tile() -> None:
-    spec = BlockSpec(name="large", hidden=4096, heads=32, kv_heads=8, head_dim=128, ffn=14336)
-    with pytest.raises(ValueError, match="panel buffer"):
+@pytest.mark.parametrize(
+    "head_dim,message", [(128, "head_dim = 128: allowed is at most psum_depth = 64"), (32, "panel buffer")]
+)
+def test_too_large_for_tile(head_dim: int, message: str) -> None:
+    spec = BlockSpec(name="large", hidden=4096, heads=1, kv_heads=1, head_dim=head_dim, ffn=32)
+    with pytest.raises(ValueError, match=message):
         run_block(
             MachineDevice(config.TINY),
             spec,
-            random_params(BlockSpec(name="l", hidden=4096, heads=1, kv_heads=1, head_dim=32, ffn=32), 0),
+            random_params(spec, 0),
             np.zeros((1, 4096), np.float32),
             np.zeros((0, 4096), np.float32),
         )

@@ -15,7 +15,6 @@ from hw.isa import ENTRY_WORDS, Error
 from sw.assembler import Program
 from sw.block import BlockImage
 from sw.random_programs import random_program
-from sw.run import block_programs
 from tb.axi import AxiResp, Memory
 from tb.bench import Bench, pauses
 from tb.designs import CONFIG
@@ -119,12 +118,11 @@ async def test_block(dut):
     spec = BlockSpec(name="small", hidden=32, heads=2, kv_heads=1, head_dim=32, ffn=32, max_tokens=32)
     x = np.random.default_rng(3).normal(0, 1, (3, spec.hidden)).astype(np.float32)
     image = BlockImage(CONFIG, spec, random_params(spec, 1), x[:2], x[2:], dram_bytes=DRAM_BYTES)
-    phases = block_programs(image)
-    assert list(phases) == ["prefill", "decode"]
+    assert list(image.phases) == ["prefill", "decode"]
     bench = TileBench(dut, 5, 0.2)
     await bench.start(RESET)
     dram, model = image.dram.data, None
-    for phase, (words, args) in phases.items():
+    for phase, (words, args) in image.phases.items():
         model = await bench.run(
             dram, len(words), args, phase, image.program_at[phase], model, image.labels[phase]
         )

@@ -2,6 +2,8 @@
 
 Every case also compares the whole DRAM with the instruction-level model. Cycles count from the doorbell to
 the interrupt; in the gemm-sram cases from the issue of the first instruction to the completion of the last.
+The *-model-* cases are models of four layers: prefill of so many tokens, then decode of whole tokens behind
+them, from embedding to argmax (-x8: for eight users together).
 ratio = bound / cycles, bound = max(MACs / array, bytes read / port, bytes written / port), all three as the
 computation needs them.
 """
@@ -10,6 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +20,18 @@ from tqdm import tqdm
 
 from golden import formats
 from golden.machine import Machine
-from golden.spec import GPTOSS_SIM, LLAMA_SIM, BlockSpec, random_params
+from golden.spec import GPTOSS_SIM, LLAMA_SIM, BlockSpec, ModelSpec, random_model, random_params
 from hw.config import TileConfig, named
 from sim import dma_bench
 from sim.tile import RtlDevice, first_difference
 from sw.attention_kernels import attention_decode, attention_prefill
 from sw.block import BlockImage
-from sw.cost import Need, block_need
+from sw.cost import Need, block_need, decode_need, prefill_need
 from sw.kernels import Kernel, gemm_dram, gemm_sram, gemv
-from sw.layout import DramImage
+from sw.layout import DramImage, align, lane_words, put_program
+from sw.model_decode import ModelDecode
+from sw.model_image import ModelImage
+from sw.model_prefill import ModelPrefill
 from sw.device import Run
 
 Phases = dict[str, tuple[int, int, tuple[int, ...]]]
@@ -55,6 +61,39 @@ def block_case(config: TileConfig, spec: BlockSpec, tokens: int, steps: int) -> 
     return spec.name, image.dram, phases, measured
 
 
+def model_spec(block: BlockSpec, layers: int = 4) -> ModelSpec:
+    """A model of `layers` such blocks, every other one with the block's window; context 256."""
+    return ModelSpec(
+        name=f"{block.name}-model",
+        architecture="gpt-oss" if block.experts else "llama",
+        block=replace(block, window=None, max_tokens=256),
+        windows=(block.window, None) * (layers // 2),
+        vocab=2048,
+        context=256,
+    )
+
+
+def model_case(config: TileConfig, spec: ModelSpec, tokens: int, steps: int, users: int = 1) -> Case:
+    """Prefill of `tokens` tokens (the first user's; the others have zeros), then whole decode steps."""
+    params = random_model(spec, 1)
+    image = ModelImage(config, spec, params, users=users, chunk=align(tokens, 32), dram_bytes=32 << 20)
+    prompt = np.random.default_rng(7).integers(0, spec.vocab, tokens)
+    put_program(image.dram.data, image.x_in, lane_words(params.embedding[prompt], config.columns))
+    state = np.array([[5] * config.columns, [tokens] * config.columns], np.uint32)
+    put_program(image.dram.data, image.state_at, state)
+    phases: Phases = {}
+    prefill, decode = ModelPrefill(image), ModelDecode(image)
+    for name, compiled, args in (("prefill", prefill, (0, tokens, 0)), ("decode", decode, (steps,))):
+        words = compiled.program.image()
+        put_program(image.dram.data, image.program_at[name], words)
+        phases[name] = image.program_at[name], len(words), args
+    needs = [decode_need(spec, params, [tokens + i] * users) for i in range(steps)]
+    measured = {"decode": (f"{spec.name}-decode-x{users}", sum(needs, Need()), False)}
+    if users == 1:
+        measured["prefill"] = f"{spec.name}-prefill-{tokens}", prefill_need(spec, params, 0, tokens), False
+    return measured["decode"][0], image.dram, phases, measured
+
+
 def cases(config: TileConfig) -> list[Callable[[], Case]]:
     """Constructors, so that only one image is in memory at a time."""
 
@@ -71,6 +110,8 @@ def cases(config: TileConfig) -> list[Callable[[], Case]]:
         *(kernel(attention_prefill, t) for t in (128, 256)),
         lambda: block_case(config, LLAMA_SIM, 64, 16),
         lambda: block_case(config, GPTOSS_SIM, 64, 16),
+        *(lambda u=u: model_case(config, model_spec(LLAMA_SIM), 128, 4, u) for u in (1, config.columns)),
+        lambda: model_case(config, model_spec(GPTOSS_SIM), 64, 4),
     ]
 
 

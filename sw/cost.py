@@ -42,8 +42,8 @@ def _macs(w: MxTensor) -> int:
     return w.outputs * w.inputs
 
 
-def _vectors(params: BlockParams) -> int:
-    """Bytes of norms, biases and sinks."""
+def _vectors(params: BlockParams, experts: int) -> int:
+    """Bytes of norms, biases and sinks; those of so many experts."""
     vectors = [
         params.norm1,
         params.norm2,
@@ -56,28 +56,22 @@ def _vectors(params: BlockParams) -> int:
         params.sinks,
         params.router_bias,
     ]
-    for e in params.experts:
+    for e in params.experts[:experts]:
         vectors += [e.gate_bias, e.up_bias, e.down_bias]
     return sum(v.nbytes for v in vectors if v is not None)
 
 
 def block_need(spec: BlockSpec, params: BlockParams, first: int, tokens: int, steps: bool) -> Need:
-    """Need of `tokens` tokens at positions first.. : as one prefill, or one by one (`steps`: the weights are
-    read for each token, only the chosen experts' of them, and the keys and values in sight come from DRAM).
+    """Rows in, rows out, of one layer: `tokens` tokens at positions first.. as one prefill, or one by one.
+
+    steps: what a layer needs is read for each token, and the keys and values in sight come from DRAM.
     """
-    per_token = spec.kv_heads * spec.head_dim + spec.kv_scales
-    chosen = spec.top_k if spec.experts else 1
     sights = [min(first + i + 1, spec.window or first + i + 1) for i in range(tokens)]
-    linear = sum(map(_macs, _tensors(params))) + chosen * sum(map(_macs, _expert(params.experts[0])))
-    macs = tokens * linear + sum(2 * spec.heads * spec.head_dim * n for n in sights)
-    fixed = sum(w.needed_bytes for w in _tensors(params))
-    one = sum(w.needed_bytes for w in _expert(params.experts[0]))
-    row = 4 * spec.hidden
-    written = tokens * (row + 2 * per_token)
+    row = 4 * spec.hidden * tokens
+    rows = Need(read=row, written=row)
     if steps:
-        past = sum(2 * per_token * (n - 1) for n in sights)
-        return Need(macs, tokens * (fixed + chosen * one + row) + past + _vectors(params), written)
-    return Need(macs, fixed + len(params.experts) * one + tokens * row + _vectors(params), written)
+        return sum((layer_need(spec, params, [n], n - 1) for n in sights), rows)
+    return layer_need(spec, params, sights, min(first, (spec.window or first + 1) - 1)) + rows
 
 
 def layer_need(spec: BlockSpec, params: BlockParams, sights: Sequence[int], past: int) -> Need:
@@ -93,7 +87,7 @@ def layer_need(spec: BlockSpec, params: BlockParams, sights: Sequence[int], past
     used = min(max(1, spec.experts), chosen * tokens)
     read = sum(w.needed_bytes for w in _tensors(params)) + used * sum(w.needed_bytes for w in expert)
     written = tokens * per_token if spec.causal else 0
-    return Need(macs, read + _vectors(params) + past * per_token, written)
+    return Need(macs, read + _vectors(params, used) + past * per_token, written)
 
 
 def _rows_need(spec: ModelSpec, tokens: int) -> Need:

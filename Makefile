@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.stamp
 export CONFIG WAVES
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test bench verilog docs lint formal dma-soak clean
+.PHONY: help env sim test bench models verilog docs lint formal dma-soak clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml
 
 env: $(STAMP)  ## make .venv with every pinned tool
 
-sim: env  ## run a model on the simulated tile (CONFIG=, WAVES=1)
+sim: env  ## blocks, then text of a model, on the simulated tile (CONFIG=, WAVES=1)
 	$(PY) -m sim.main $(ARGS)
 
 test: env  ## every test, with progress (T="-k name" selects)
@@ -29,6 +29,9 @@ test: env  ## every test, with progress (T="-k name" selects)
 bench: env  ## cycles, utilisation and bytes against their bounds -> build/bench.json
 	@mkdir -p build
 	$(PY) -m sim.bench $(ARGS)
+
+models: env  ## models on the RTL: cycles per token, bound, agreement with float32 (ARGS=more checkpoints)
+	$(PY) -m sim.model_table $(ARGS)
 
 verilog: env  ## export build/$(CONFIG).v
 	$(PY) -m hw.export --config $(CONFIG) -o build/$(CONFIG).v

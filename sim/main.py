@@ -1,5 +1,7 @@
 """The main job (`make sim`): transformer blocks on the RTL, every byte compared with the golden models.
 
+Then models/serrano-gptoss writes text, from its checkpoint, token by token, compared with golden's.
+
 Environment: CONFIG (base), WAVES=1 (trace of a short run in build/waves.vcd). Exit status 0 only if
 everything is equal.
 """
@@ -8,20 +10,26 @@ import argparse
 import os
 import sys
 import time
+from pathlib import Path
 from dataclasses import replace
 
 import numpy as np
 from tqdm import tqdm
 
 from golden.blocks import Block
+from golden.model import Model
 from golden.spec import GPTOSS_SIM, LLAMA_SIM, BlockSpec, random_params
 from hw.config import BASE, ECP5, TileConfig, named
 from sim.fastsim import waves_path
 from sim.tile import RtlDevice, TileError, first_difference
 from sw.block import BlockImage
+from sw.checkpoint import load_checkpoint
 from sw.cost import block_need
 from sw.device import MachineDevice, Run
+from sw.runtime import Session
 
+STORYTELLER = Path(__file__).parents[1] / "models" / "serrano-gptoss"
+PROMPT = "Once upon a time"
 HEADER = (
     f"{'phase':16s}{'cycles':>10s}{'bound':>10s}{'cyc/bound':>10s}{'MACs used':>10s}"
     f"{'moved B':>10s}{'needed B':>10s}{'moved/need':>11s}{'port used':>10s}{'cycles/s':>10s}"
@@ -106,6 +114,33 @@ def simulate(
     return rows
 
 
+def write_text(config: TileConfig, tokens: int, latency: int, stall: float) -> None:
+    """Greedy text of the model that ships, as it comes from the RTL; exits when it is not golden's."""
+    checkpoint = load_checkpoint(STORYTELLER)
+    print(f"\n{STORYTELLER.name} on the RTL ({config.name}), a token at a time:\n", flush=True)
+    with Session(
+        checkpoint.spec,
+        checkpoint.params,
+        checkpoint.tokenizer,
+        config=config,
+        latency=latency,
+        stall=stall,
+    ) as session:
+        ids = checkpoint.tokenizer.encode(PROMPT)
+        made = []
+        print(PROMPT, end="", flush=True)
+        for token in session.generate(ids, tokens):
+            print(token.text, end="", flush=True)
+            made.append(token.id)
+        print(f"\n\n{session.stats}", flush=True)
+    stop = set(checkpoint.tokenizer.eos_ids)
+    want = list(Model(checkpoint.spec, checkpoint.params).generate(ids, tokens, stop=stop))
+    if made != want:
+        first = next(i for i, (a, b) in enumerate(zip(made + [None], want + [None])) if a != b)
+        sys.exit(f"MISMATCH in {STORYTELLER.name}: token {first} is not the golden model's")
+    print(f"all {len(made)} tokens equal the golden model's", flush=True)
+
+
 def workload(config: TileConfig, small: bool = False) -> tuple[list[BlockSpec], int]:
     """Blocks and prefill length that fit the config's SRAM: the main job, or a smaller one on small tiles."""
     if config.sram_bytes >= BASE.sram_bytes and not small:
@@ -126,6 +161,7 @@ def main() -> None:
     parser.add_argument(
         "--stall", type=float, default=0.0, help="fraction of cycles that each AXI channel stalls"
     )
+    parser.add_argument("--text", type=int, default=200, help="tokens of text behind the blocks")
     args = parser.parse_args()
     begin = time.perf_counter()
     try:
@@ -158,6 +194,13 @@ def main() -> None:
     )
     print(HEADER)
     print("\n".join(rows))
+    if waves:
+        print("waves: no text")
+    elif args.text:
+        try:
+            write_text(config, args.text, args.latency, args.stall)
+        except (ValueError, MemoryError, TileError) as e:
+            sys.exit(f"config {config.name}, text of {args.text} tokens: {e}")
     print(f"\nPASS in {time.perf_counter() - begin:.0f} s")
 
 

@@ -150,7 +150,7 @@ class Engine:
         from sim.trace import write_perfetto
 
         labels = {name: p.labels for name, p in self.programs.items()}
-        marks = {name: getattr(p, "marks", {}) for name, p in self.programs.items()}
+        marks = {name: p.marks for name, p in self.programs.items()}
         runs, self._runs = self._runs, []
         trace = self.device.take_trace()
         clock = self.config.clock_mhz

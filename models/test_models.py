@@ -64,6 +64,16 @@ def expected_shapes(c: dict) -> dict[str, tuple]:
             | {name: (shape, np.dtype(np.uint8)) for name, shape in blocks.items()})
 
 
+def well_formed(text: str) -> None:
+    """Articles, capitals, quotes, number, length."""
+    assert not re.search(r"[\[\]{}|\n]|  | [.,]", text), text
+    assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n (?!hour)[^aeiou]", text), text
+    assert not re.search(r'[.] "?[a-zé]|[.?!]" [a-z]+ing\b', text), text  # sentences start with a capital
+    assert text.count('"') % 2 == 0 and text[0].isupper() and text[-1] in '.?!"', text
+    assert not re.search(r"\b(one \w+s are|(?!one\b)(two|three|ten) \w+ (lives|is|sleeps))\b", text), text
+    assert 25 <= len(text.split()) <= 180
+
+
 # ---------------------------------------------------------------- directories
 
 def test_size_together():
@@ -132,19 +142,42 @@ def test_tokenizer(model):
         assert "".join(pair if isinstance(pair, list) else pair.split(" ")) in vocab
 
 
-@pytest.mark.parametrize("model, bound", [("llama", 9.9), ("gpt_oss", 9.9)])
-def test_loss_of_the_golden_model(model, bound):
-    """Loaded and run as the accelerator runs it, a model knows stories it has never seen; nats per token."""
-    checkpoint = load_checkpoint(MODELS[model])
-    total = count = 0
-    for text in corpus.stories(4, seed=2):
-        tokens = np.array([*checkpoint.tokenizer.encode(text), *checkpoint.tokenizer.eos_ids])
+@pytest.mark.parametrize("model", MODELS)
+def test_golden_model_against_transformers(model):
+    """Stories that training has not seen: as likely as in float32, and nearly always the same choices.
+
+    Measured: cross-entropy @C@ nats apart, argmax @A@.
+    """
+    checkpoint, expected = load_checkpoint(MODELS[model]), np.load(MODELS[model] / "expected.npz")
+    loss, best = [], []
+    for text, lo, hi in zip(corpus.stories(4, seed=2), expected["begins"], expected["begins"][1:]):
+        tokens = expected["ids"][lo:hi]
+        assert tokens.tolist() == [*checkpoint.tokenizer.encode(text), *checkpoint.tokenizer.eos_ids]
         logits = Model(checkpoint.spec, checkpoint.params).forward(tokens[:-1], 0).astype(np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
         log_probability = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-        total -= log_probability[np.arange(len(tokens) - 1), tokens[1:]].sum()
-        count += len(tokens) - 1
-    assert total / count < bound
+        loss.append(-log_probability[np.arange(len(tokens) - 1), tokens[1:]])
+        best.append(logits.argmax(axis=-1))
+    assert expected["loss"].mean() < 0.35
+    assert abs(np.concatenate(loss).mean() - expected["loss"].mean()) < 0.01
+    assert (np.concatenate(best) == expected["argmax"]).mean() >= 0.97
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_text_is_well_formed(model):
+    """Greedy stories end by themselves: words of the corpus, capitals and quotes where they belong."""
+    checkpoint = load_checkpoint(MODELS[model])
+    tokenizer, context = checkpoint.tokenizer, checkpoint.spec.context
+    golden = Model(checkpoint.spec, checkpoint.params)
+    words = {w for text in corpus.stories(3000, seed=1) for w in re.findall(r"[\w']+", text)}
+    for prompt in ("", "Once upon a time", "In winter", "One morning", "To make"):
+        ids = tokenizer.encode(prompt)
+        golden.truncate(0)
+        made = list(golden.generate(ids, context - len(ids), tokenizer.eos_ids))
+        assert made[-1] in tokenizer.eos_ids, prompt
+        text = tokenizer.decode([*ids, *made[:-1]])
+        well_formed(text)
+        assert not {w for w in re.findall(r"[\w']+", text)} - words, text
 
 
 # ---------------------------------------------------------------- text
@@ -160,12 +193,7 @@ def test_corpus_is_rich_and_well_formed():
     sentences = {s for text in texts for s in re.split(r'(?<=[.?!]) ', text)}
     assert len(set(texts)) == len(texts) and len(sentences) > 10_000
     for text in texts:
-        assert not re.search(r"[\[\]{}|\n]|  | [.,]", text), text
-        assert not re.search(r"\b[Aa] [aeiou]|\b[Aa]n (?!hour)[^aeiou]", text), text
-        assert not re.search(r'[.] "?[a-zé]|[.?!]" [a-z]+ing\b', text), text  # sentences start with a capital
-        assert text.count('"') % 2 == 0 and text[0].isupper() and text[-1] in '.?!"', text
-        assert not re.search(r"\b(one \w+s are|(?!one\b)(two|three|ten) \w+ (lives|is|sleeps))\b", text), text
-        assert 25 <= len(text.split()) <= 180
+        well_formed(text)
 
 
 @pytest.mark.parametrize("verb, form", [("sing", "sings"), ("catch", "catches"), ("wash", "washes"),

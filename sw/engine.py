@@ -37,11 +37,6 @@ def build_image(
     MemoryError and ValueError name what does not fit, with sizes.
     """
     check_dram(spec, params, users, dram_bytes)
-    if spec.block.head_dim > config.psum_depth:
-        raise ValueError(
-            f"model {spec.name}: head_dim = {spec.block.head_dim}: allowed is at most {config.psum_depth}, "
-            f"psum_depth of config {config.name}"
-        )
     try:
         most = best_chunk(config, spec, params)
         if chunk is not None and (chunk % 32 or not 0 <= chunk <= most):

@@ -154,8 +154,7 @@ class ModelImage:
             name: d.alloc(f"program.{name}", 4 * config.imem_words, 4096)
             for name in ("prefill", "decode", "logits")
         }
-        self.panel_slot = config.sram_bytes * 9 // 64 // 1024 * 1024
-        """Bytes of one of the two buffers that hold a weight panel in prefill."""
+        self.panel_slot = self._panel_slot(params.layers[0])
         self.no_prefill = ""
         """Why panels cannot be prefilled (contraction too long for the panel buffer), or empty."""
         self._layers()
@@ -201,6 +200,17 @@ class ModelImage:
         self._exchange()
 
     # ---- weights
+
+    def _panel_slot(self, p: BlockParams) -> int:
+        """Bytes of one of the two buffers that hold a weight panel in prefill: 9/64 of SRAM, or what the
+        narrowest panel of the longest contraction takes, up to a quarter."""
+        s, e, kb = self.block, p.experts[0], self.config.sram_bytes // 1024
+        up = [(e.up, 32)] if e.gate is None else [(e.gate, 64)]
+        linears = [(p.wk, s.head_dim), (p.wv, s.head_dim), (p.wq, s.head_dim), (p.wo, 32), (e.down, 32), *up]
+        linears += [(p.router, s.experts)] if p.router else []
+        need = max(Panel(0, least, w.scales.shape[1], w.fmt).bytes for w, least in linears)
+        usual = kb * 9 // 64 * 1024
+        return need if usual < need <= kb // 4 * 1024 else usual
 
     def _layers(self) -> None:
         records = [self._layer(p) for p in self.params.layers]

@@ -89,6 +89,9 @@ GPTOSS = model(
     ffn_fmt=formats.FP4,
     max_tokens=128,
 )
+WIDE_MLP = model(  # a panel of 32 features takes more than the usual part of SRAM
+    "llama", (None, None), hidden=32, heads=2, kv_heads=1, head_dim=16, ffn=320, max_tokens=64
+)
 SMALL_GPTOSS = replace(GPTOSS, block=replace(GPTOSS.block, heads=4, head_dim=32))
 GPT2 = model(
     "gpt2",
@@ -263,6 +266,7 @@ CASES = [
     (BERT, "base", 41, 64, 1, 0, False),
     (BERT, "tiny", 13, 32, 2, 1, False),
     (POST_NORM_EXPERTS, "base", 39, 32, 1, 0, True),
+    (WIDE_MLP, "tiny", 37, 32, 1, 0, False),
 ]
 
 

@@ -146,7 +146,7 @@ def test_tokenizer(model):
 def test_golden_model_against_transformers(model):
     """Stories that training has not seen: as likely as in float32, and nearly always the same choices.
 
-    Measured: cross-entropy @C@ nats apart, argmax @A@.
+    Measured: cross-entropy 0.0000 and 0.0004 nats apart, argmax 98.3 % both.
     """
     checkpoint, expected = load_checkpoint(MODELS[model]), np.load(MODELS[model] / "expected.npz")
     loss, best = [], []

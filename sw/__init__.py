@@ -1,11 +1,11 @@
 """Software for the tile: assembler, compiler, loaders, runtime.
 
-`load`, `Session`, `Token` and `Device` are the Python API (sw/runtime.py, sw/device.py).
+`load`, `generate`, `Session`, `Token` and `Device` are the Python API (sw/runtime.py, sw/device.py).
 """
 
 from typing import Any
 
-__all__ = ["Device", "Session", "Token", "load"]  # noqa: F822 (looked up below)
+__all__ = ["Device", "Session", "Token", "generate", "load"]  # noqa: F822 (looked up below)
 
 
 def __getattr__(name: str) -> Any:

@@ -129,10 +129,24 @@ def _open(args: argparse.Namespace, users: int = 1, **options: Any) -> Session:
     return session
 
 
+def _positive(args: argparse.Namespace, **least: int) -> None:
+    """ValueError where a number of the command line is too small."""
+    for name, low in least.items():
+        if getattr(args, name) < low:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} {getattr(args, name)}: allowed is {low} or more")
+
+
+def _writable(*paths: Path | None) -> None:
+    """ValueError, before anything runs, where a file could not be written."""
+    for path in paths:
+        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+            raise ValueError(f"{path}: allowed is a file in a directory that exists")
+
+
 def _finish(args: argparse.Namespace, session: Session) -> None:
-    """Statistics and the files that were asked for."""
-    stats = session.stats
-    print(stats, flush=True)
+    """Statistics, on standard error behind vectors, and the files that were asked for."""
+    print(session.stats, file=sys.stderr if args.command == "embed" else sys.stdout, flush=True)
     if args.trace:
         session.write_trace(args.trace)
         _say(f"trace in {args.trace}: open it at ui.perfetto.dev")
@@ -148,6 +162,7 @@ def _roofline(path: Path, session: Session) -> None:
 
 
 def _generate(args: argparse.Namespace) -> None:
+    _writable(args.trace, args.roofline)
     with _open(args, users=len(args.prompt)) as session:
         tokens = session.generate_batch(
             args.prompt,
@@ -166,14 +181,17 @@ def _generate(args: argparse.Namespace) -> None:
             texts[token.user] += token.text
             if len(texts) == 1:
                 print(token.text, end="", flush=True)
+            else:  # as they come, a line for each
+                print(f"[{token.user}] {token.text!r}", file=sys.stderr, flush=True)
         print("\n" if len(texts) == 1 else "".join(f"[{u}] {t}\n\n" for u, t in enumerate(texts)), end="\n")
         print(f"{session.stats.generated} tokens generated")
         _finish(args, session)
 
 
 def _embed(args: argparse.Namespace) -> None:
+    _writable(args.trace, args.roofline, args.out)
     with _open(args) as session:
-        vectors = np.stack([session.embed(text, args.pooling) for text in args.text])
+        vectors = session.embed_batch(args.text, args.pooling)
         if args.out:
             np.save(args.out, vectors)
         else:
@@ -197,6 +215,8 @@ def _inspect(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    _positive(args, prompt_tokens=1, tokens=1)
+    _writable(args.out, args.roofline)
     results = []
     print(
         f"{'phase':10s}{'memory':10s}{'tokens':>7s}{'cycles':>11s}{'bound':>11s}{'ratio':>8s}{'MACs':>8s}"
@@ -206,7 +226,7 @@ def _bench(args: argparse.Namespace) -> None:
         with _open(args, **options) as session:
             spec, chunk = session.spec, session.engine.image.chunk
             steps = min(args.tokens, spec.context - 1) if spec.decoder else 0
-            n = min(args.prompt_tokens, chunk, spec.context - steps)
+            n = min(args.prompt_tokens, chunk, spec.context - max(1, steps))
             ids = np.random.default_rng(7).integers(0, spec.vocab, n + 1 if spec.decoder else n)
             if spec.decoder:
                 for _ in session.generate(ids.tolist(), steps, stop=False):

@@ -20,6 +20,8 @@ from .stats import Stats
 
 UNWRITTEN = 0xFFFFFFFF
 DRAM_BYTES = 1 << 30
+ADDRESSES = 1 << 32
+"""Bytes that the tile can address."""
 BACKENDS = ("rtl", "golden")
 
 
@@ -44,7 +46,8 @@ def build_image(
         chunk = most if chunk is None else chunk
         image = ModelImage(config, spec, params, users=users, chunk=chunk, dram_bytes=dram_bytes)
     except (MemoryError, ValueError) as error:
-        raise type(error)(f"model {spec.name} on config {config.name}: {error}") from None
+        kind = MemoryError if isinstance(error, MemoryError) else ValueError  # not numpy's subclass
+        raise kind(f"model {spec.name} on config {config.name}: {error}") from None
     if not spec.decoder and not chunk:
         raise ValueError(
             f"model {spec.name}: an encoder needs prefill, and no chunk of 32 tokens fits config "
@@ -55,6 +58,8 @@ def build_image(
 
 def check_dram(spec: ModelSpec, params: ModelParams, users: int, dram_bytes: int) -> None:
     """MemoryError, before any image is made, when weights, tables and KV caches alone are too large."""
+    if dram_bytes > ADDRESSES:
+        raise MemoryError(f"a DRAM of {dram_bytes} bytes: allowed is at most {ADDRESSES}, 32-bit addresses")
     s = spec.block
     layers = [layer_need(s, p, [0] * max(1, s.experts), 0).read for p in params.layers]
     weights = sum(layers) + (params.head.needed_bytes if params.head else 0)
@@ -153,29 +158,37 @@ class Engine:
 
     # ---- prefill
 
-    def prefill(self, user: int, ids: Sequence[int], first: int) -> None:
-        """One chunk: 1..chunk tokens at positions first.. of a user; first is a multiple of 32."""
+    def prefill(self, user: int, ids: Sequence[int], first: int, types: Sequence[int] | None = None) -> None:
+        """One chunk: 1..chunk tokens at positions first.. of a user; first is a multiple of 32.
+
+        types: rows of the table of token types, where the model has one; None: all 0.
+        """
         p, n = self.params, len(ids)
         x = p.embedding[np.asarray(ids)]
         if p.positions is not None:
             x = fadd(x, p.positions[first : first + n])
         if p.token_types is not None:
-            x = fadd(x, p.token_types[np.zeros(n, int)])
+            x = fadd(x, p.token_types[np.zeros(n, int) if types is None else np.asarray(types)])
         self.device.write_dram(self.image.x_in, lane_words(x, self.config.columns))
         self._start("prefill", (first, n, user))
-        while not self.device.poll(1_000_000):
-            pass
+        try:
+            while not self.device.poll(100_000):
+                pass
+        except KeyboardInterrupt:  # the session goes on
+            self.device.abort()
+            self._loaded = ""
+            raise
         run = self.device.finish()
         self.stats.prefill.add(run, prefill_need(self.spec, p, first, n), n)
 
-    def encode(self, ids: Sequence[int]) -> np.ndarray:
-        """An encoder's output (tokens, hidden) float32."""
+    def encode(self, ids: Sequence[int], types: Sequence[int] | None = None) -> np.ndarray:
+        """An encoder's output (tokens, hidden) float32. types: as in prefill."""
         if len(ids) > self.image.chunk:
             raise ValueError(
                 f"{len(ids)} tokens: allowed is at most {self.image.chunk}, an encoder's one chunk "
                 f"(config {self.config.name})"
             )
-        self.prefill(0, ids, 0)
+        self.prefill(0, ids, 0, types)
         groups, hidden = -(-len(ids) // self.config.columns), self.spec.block.hidden
         raw = self.device.read_dram(self.image.x_out, groups * hidden * self.config.lane_bytes)
         return unlane(raw.view(np.float32).reshape(groups, hidden, -1), len(ids))
@@ -220,7 +233,7 @@ class Engine:
                     raise RuntimeError(f"decode wrote {done} of {steps} tokens")
                 else:
                     ended = self.device.poll(patience)
-        except GeneratorExit:
+        except (GeneratorExit, KeyboardInterrupt):  # the session goes on
             if run is None:
                 run, self._loaded = self.device.abort(), ""
             raise

@@ -350,8 +350,8 @@ class ModelPrefill:
 def best_chunk(config: TileConfig, spec: ModelSpec, params: ModelParams, prompt: int | None = None) -> int:
     """Tokens of a chunk for prompts of up to `prompt` tokens (default: max_tokens); 0: none fits.
 
-    The largest multiple of 32 up to 256 and the prompt whose buffers hold the keys of the prompt; where none
-    does, the one of at least 64 tokens (else 32) that holds the most.
+    The largest multiple of 32 up to the prompt (decoders: and 256) whose buffers hold the keys of the prompt;
+    where none does, the one of at least 64 tokens (else 32) that holds the most.
     """
     s = spec.block
     weights = layer_need(s, params.layers[0], [0] * max(1, s.experts), 0).read
@@ -369,7 +369,7 @@ def best_chunk(config: TileConfig, spec: ModelSpec, params: ModelParams, prompt:
     most = s.max_tokens
     want = min(most, prompt or most)
     best, best_cap = 0, 0
-    for chunk in range(min(256, align(want, 32)), 0, -32):
+    for chunk in range(align(min(want, 256 if s.causal else want), 32), 0, -32):
         try:
             cap = fit(one, chunk).cap
         except ValueError:

@@ -197,7 +197,8 @@ def parts(compiled: Any) -> tuple[list[str], list[list[object]]]:
     counts: dict[str, list[object]] = {}
     for pc, label in compiled.labels.items():
         thread = max(i for i in threads if entries[i] <= pc)
-        row = counts.setdefault(label, [label, *[0] * len(threads)])
+        name = label.replace("{layer}", "i")  # all layers run the same code
+        row = counts.setdefault(name, [name, *[0] * len(threads)])
         column = threads.index(thread) + 1
         row[column] = row[column] + 1  # type: ignore[operator]
     return [THREADS[i] for i in threads], list(counts.values())

@@ -14,7 +14,7 @@ from .ops import activation_scratch, norm_scratch, route_scratch
 BATCH_HEADS = 16
 """Query heads whose scores are in SRAM at a time, at most (their code is unrolled)."""
 ACTIVATION = 128
-"""Features that one pass of the activation function takes, at most."""
+"""Features that one pass of the activation function takes, at most (gated: a panel's)."""
 
 
 class Plan:
@@ -65,7 +65,9 @@ class Plan:
         """Normed rows; while there are none, the output of attention."""
         self.xns = alloc("activation scales", groups * self.group_scales)
         self.rope = alloc("rope", tokens * s.head_dim * 4) if s.rope != "none" else 0
-        features = min(ACTIVATION, max(hi - lo for lo, hi in image.splits))
+        features = max(hi - lo for lo, hi in image.splits)
+        if not s.gated:
+            features = min(ACTIVATION, features)
         scratch = [
             2 * max(p.n for lin in (image.wk, image.wv, image.wq) for p in lin.panels),
             features * activation_scratch(s),

@@ -154,10 +154,13 @@ class Session:
         """
         if not self.spec.decoder:
             raise ValueError(f"model {self.spec.name} is an encoder: allowed is embed")
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts = {prompts!r}: allowed is a list of prompts")
         if not 1 <= len(prompts) <= self.users:
             raise ValueError(f"{len(prompts)} prompts: allowed is 1..{self.users}, the session's users")
-        if burst < 1:
-            raise ValueError(f"burst = {burst}: allowed is 1 or more")
+        for name, value, least in (("burst", burst, 1), ("seed", seed, 0), ("max_tokens", max_tokens, 0)):
+            if value is not None and (not isinstance(value, int | np.integer) or value < least):
+                raise ValueError(f"{name} = {value!r}: allowed is an integer, {least} or more")
         sampling = Sampling(temperature, top_k, top_p)
         sequences = [self._sequence(u, p, max_tokens, seed) for u, p in enumerate(prompts)]
         ends = frozenset(self.tokenizer.eos_ids) if stop and self.tokenizer else frozenset()
@@ -165,21 +168,53 @@ class Session:
         self._running = self._generate(sequences, sampling, burst, ends)
         return self._running
 
-    def embed(self, text: str | Sequence[int], pooling: str = "mean") -> np.ndarray:
-        """(hidden,) float32: an encoder's output, pooled ('mean', 'cls' or, where it has one, 'pooler')."""
+    def embed(
+        self, text: str | Sequence[int], pooling: str = "mean", token_types: Sequence[int] | None = None
+    ) -> np.ndarray:
+        """(hidden,) float32: an encoder's output, pooled ('mean', 'cls' or, where it has one, 'pooler').
+
+        token_types: one for each token (BERT: 0 for the first text of a pair, 1 for the second); None: all 0.
+        """
+        return self.embed_batch([text], pooling, None if token_types is None else [token_types])[0]
+
+    def embed_batch(
+        self,
+        texts: Sequence[str | Sequence[int]],
+        pooling: str = "mean",
+        token_types: Sequence[Sequence[int] | None] | None = None,
+    ) -> np.ndarray:
+        """(texts, hidden) float32, as embed one by one; statistics are those of all."""
         if self.spec.decoder:
             raise ValueError(f"model {self.spec.name} writes text: allowed is an encoder")
         if pooling not in ("mean", "cls", "pooler") or pooling == "pooler" and self.params.pooler is None:
             raise ValueError(
                 f"pooling = {pooling!r}: allowed is 'mean', 'cls' or, with its weights, 'pooler'"
             )
-        return Model(self.spec, self.params).pool(self.encode(text), pooling)
-
-    def encode(self, text: str | Sequence[int]) -> np.ndarray:
-        """An encoder's output for each token, (tokens, hidden) float32."""
-        ids = self._ids(text)
+        types = [None] * len(texts) if token_types is None else token_types
+        prepared = [(self._ids(text), self._types(text, t)) for text, t in zip(texts, types, strict=True)]
         self._begin()
-        return self.engine.encode(ids)
+        model = Model(self.spec, self.params)
+        return np.stack([model.pool(self.engine.encode(*p), pooling) for p in prepared])
+
+    def encode(self, text: str | Sequence[int], token_types: Sequence[int] | None = None) -> np.ndarray:
+        """An encoder's output for each token, (tokens, hidden) float32. token_types: as in embed."""
+        if self.spec.decoder:
+            raise ValueError(f"model {self.spec.name} writes text: allowed is an encoder")
+        ids, types = self._ids(text), self._types(text, token_types)
+        self._begin()
+        return self.engine.encode(ids, types)
+
+    def _types(self, text: str | Sequence[int], token_types: Sequence[int] | None) -> Sequence[int] | None:
+        """Token types, checked."""
+        if token_types is not None:
+            ids = self._ids(text)
+            rows = 0 if self.params.token_types is None else len(self.params.token_types)
+            if len(token_types) != len(ids) or any(not 0 <= int(i) < rows for i in token_types):
+                raise ValueError(
+                    f"token_types = {list(token_types)} for {len(ids)} tokens: allowed is one of each token, "
+                    f"below {rows}, the model's number of types"
+                )
+        return token_types
 
     def write_trace(self, path: str | Path) -> None:
         """What the units did since the last call, for ui.perfetto.dev. The device has trace=True."""
@@ -198,6 +233,8 @@ class Session:
                 raise ValueError("a text without a tokenizer: allowed is token ids")
             ids = list(self.tokenizer.encode(prompt))
         else:
+            if odd := [i for i in prompt if not isinstance(i, int | np.integer)]:
+                raise ValueError(f"token {odd[0]!r}: allowed is an integer")
             ids = [int(i) for i in prompt]
         if not ids:
             raise ValueError("an empty prompt: allowed is at least one token")
@@ -262,6 +299,17 @@ class Session:
             n = min(self.engine.image.chunk, last - s.fed)
             self.engine.prefill(s.user, s.ids[s.fed : s.fed + n], s.fed)
             s.fed += n
+
+
+def generate(model: str | Path, prompt: str | Sequence[int], max_tokens: int | None = None, *,
+             temperature: float = 0.0, top_k: int = 0, top_p: float = 1.0, seed: int = 0, **options: Any,
+             ) -> Iterator[str]:
+    """Text that continues a prompt, piece by piece: `load` with options, then Session.generate."""
+    with load(model, **options) as session:
+        for token in session.generate(
+            prompt, max_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        ):
+            yield token.text
 
 
 def load(

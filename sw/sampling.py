@@ -24,8 +24,8 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (0 <= self.temperature < float("inf")):
             raise ValueError(f"temperature = {self.temperature}: allowed is a finite number, 0 or more")
-        if self.top_k < 0:
-            raise ValueError(f"top_k = {self.top_k}: allowed is 0 (no limit) or more")
+        if not isinstance(self.top_k, int | np.integer) or self.top_k < 0:
+            raise ValueError(f"top_k = {self.top_k!r}: allowed is an integer, 0 (no limit) or more")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p = {self.top_p}: allowed is more than 0, at most 1")
 

@@ -13,7 +13,7 @@ import pytest
 
 from golden.model import Model
 from hw.config import BASE, TINY
-from sw import load
+from sw import generate, load
 from sw.assembler import Program, R
 from sw.checkpoint import load_checkpoint
 from sw.cli import main
@@ -54,6 +54,10 @@ def test_generate(llama: tuple[list[int], str], capsys: pytest.CaptureFixture[st
     assert re.search(r"bytes moved per token, \d+ needed \(ratio 1\.\d+\)", out)
 
 
+def test_generate_function(llama: tuple[list[int], str]) -> None:
+    assert "".join(generate(LLAMA, "hello", 4, config="tiny", backend="golden")) == llama[1]
+
+
 def test_python_api(llama: tuple[list[int], str]) -> None:
     with load(LLAMA, config="tiny", backend="golden") as session:
         tokens = list(session.generate("hello", 4))
@@ -77,8 +81,9 @@ def test_embed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert run(*args, "--out", str(tmp_path / "v.npy")) == 0
     assert np.array_equal(np.load(tmp_path / "v.npy"), want)
     assert run(*args) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
-    assert np.allclose([json.loads(line) for line in lines], want, rtol=1e-5)
+    out, err = capsys.readouterr()
+    assert np.allclose([json.loads(line) for line in out.splitlines()], want, rtol=1e-5)
+    assert f"prefill: {sum(len(c.tokenizer.encode(t)) for t in texts)} tokens in 2 chunks" in err
 
 
 def test_inspect(capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +158,11 @@ def test_table() -> None:
         (["generate", LLAMA, "--prompt", "x", "--roofline", "r.png", *GOLDEN], "roofline"),
         (["generate", BERT, "--prompt", "x", *GOLDEN], "is an encoder"),
         (["embed", LLAMA, "--text", "x", *GOLDEN], "writes text"),
+        (["bench", LLAMA, "--tokens", "-1"], "--tokens -1: allowed is 1 or more"),
+        (["bench", LLAMA, "--prompt-tokens", "0"], "--prompt-tokens 0: allowed is 1 or more"),
+        (["generate", LLAMA, "--prompt", "x", "--trace", "."], ".: allowed is a file in a directory"),
+        (["embed", BERT, "--text", "x", "--out", "none/x.npy", *GOLDEN], "none/x.npy: allowed is a file"),
+        (["inspect", LLAMA, "--dram", "8192"], "allowed is at most 4294967296"),
         (["inspect", "missing"], "missing"),
         (["launch", LLAMA], "launch"),
     ],

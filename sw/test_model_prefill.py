@@ -92,6 +92,9 @@ GPTOSS = model(
 WIDE_MLP = model(  # a panel of 32 features takes more than the usual part of SRAM
     "llama", (None, None), hidden=32, heads=2, kv_heads=1, head_dim=16, ffn=320, max_tokens=64
 )
+LARGE_MLP = model(  # `big`: panels of gate and up with more than 128 features each
+    "llama", (None, None), hidden=32, heads=2, kv_heads=1, head_dim=16, ffn=250, max_tokens=128
+)
 SMALL_GPTOSS = replace(GPTOSS, block=replace(GPTOSS.block, heads=4, head_dim=32))
 GPT2 = model(
     "gpt2",
@@ -267,6 +270,8 @@ CASES = [
     (BERT, "tiny", 13, 32, 2, 1, False),
     (POST_NORM_EXPERTS, "base", 39, 32, 1, 0, True),
     (WIDE_MLP, "tiny", 37, 32, 1, 0, False),
+    (LARGE_MLP, "big", 100, 128, 1, 0, False),
+    (GPTOSS, "big", 75, 64, 1, 0, True),
 ]
 
 
@@ -373,6 +378,8 @@ def test_best_chunk() -> None:
     with pytest.raises(ValueError, match="chunk = 0"):
         ModelPrefill(ModelImage(config, LLAMA, params, dram_bytes=DRAM_BYTES))
     assert best_chunk(named("base"), LLAMA, params) == 128
+    long_bert = replace(BERT, block=replace(BERT.block, max_tokens=512), context=512)
+    assert best_chunk(named("big"), long_bert, random_model(long_bert, 3)) == 512  # an encoder has one chunk
     wide = model("llama", (None,), hidden=1024, heads=8, kv_heads=8, head_dim=32, ffn=64, max_tokens=512)
     assert best_chunk(config, wide, random_model(wide, 3)) == 0
     medium = model("llama", (None,), hidden=256, heads=8, kv_heads=4, head_dim=32, ffn=688, max_tokens=512)

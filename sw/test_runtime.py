@@ -341,7 +341,12 @@ def test_refusals(monkeypatch: pytest.MonkeyPatch) -> None:
         (lambda: session.generate([], 4), "an empty prompt: allowed"),
         (lambda: session.generate([1, 259], 4), "token 259: allowed is 0..258"),
         (lambda: session.generate("text", 4), "a text without a tokenizer: allowed"),
-        (lambda: session.generate([1], -1), "-1 tokens after a prompt of 1: allowed"),
+        (lambda: session.generate([1], -1), "max_tokens = -1: allowed"),
+        (lambda: session.generate([1], 2.5), "max_tokens = 2.5: allowed is an integer"),
+        (lambda: session.generate([1], 2, seed=-3), "seed = -3: allowed"),
+        (lambda: session.generate([1, 2.5], 2), "token 2.5: allowed is an integer"),
+        (lambda: session.generate_batch("hey", 2), "prompts = 'hey': allowed is a list"),
+        (lambda: session.generate([1], 2, temperature=1.0, top_k=2.5), "top_k = 2.5: allowed is an integer"),
         (lambda: session.generate([1], 4, burst=0), "burst = 0: allowed"),
         (lambda: session.generate([1], 4, temperature=-1), "temperature = -1: allowed"),
         (lambda: session.generate_batch([[1], [2]], 4), "2 prompts: allowed is 1..1"),
@@ -471,6 +476,48 @@ def test_logits_on_the_machine() -> None:
         for u, (prompt, text) in enumerate(zip(prompts, texts)):
             want = Model(SPEC, PARAMS).forward(prompt + text[:-1], 0, last_only=True)[0]
             assert np.array_equal(session.engine.logits(u), want)
+
+
+def test_interrupted() -> None:
+    """Ctrl-C in the middle of decode or of prefill; the session goes on."""
+    prompt = list(range(1, 40))
+    want = list(Model(SPEC, PARAMS).generate(prompt, 5))
+    with Session(SPEC, PARAMS, config=TINY, backend="golden", schedule=1) as session:
+        device, poll = session.engine.device, session.engine.device.poll
+        for polls in (0, 1, 3, 6):
+            calls = iter(range(polls))
+
+            def interrupted(cycles: int) -> bool:
+                if next(calls, None) is None:
+                    raise KeyboardInterrupt
+                return poll(50)
+
+            device.poll = interrupted  # type: ignore[method-assign]
+            with pytest.raises(KeyboardInterrupt):
+                list(session.generate(prompt, 20, stop=False))
+            device.poll = poll  # type: ignore[method-assign]
+            assert [t.id for t in session.generate(prompt, 5, stop=False)] == want
+
+
+def test_addresses() -> None:
+    with pytest.raises(MemoryError, match="allowed is at most 4294967296, 32-bit addresses"):
+        Session(SPEC, PARAMS, config=TINY, backend="golden", dram_bytes=1 << 33)
+
+
+def test_token_types() -> None:
+    """The second text of a pair."""
+    text, types = [3, 4, 5, 6], [0, 0, 1, 1]
+    golden = Model(ENCODER, ENCODER_PARAMS)
+    with Session(ENCODER, ENCODER_PARAMS, config=TINY, backend="golden") as session:
+        hidden = golden.hidden(text, np.array(types))
+        assert np.array_equal(session.encode(text, types), hidden)
+        assert np.array_equal(session.embed(text, token_types=types), golden.pool(hidden, "mean"))
+        both = session.embed_batch([text, text], "cls", [types, None])
+        assert np.array_equal(both[0], golden.pool(hidden, "cls")) and not np.array_equal(both[0], both[1])
+        assert session.stats.prefill.tokens == 8
+        for bad in ([0, 0, 1], [0, 0, 1, 2], [0, 0, 1, -1]):
+            with pytest.raises(ValueError, match="below 2"):
+                session.encode(text, bad)
 
 
 def test_encoder_on_the_machine() -> None:

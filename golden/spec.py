@@ -11,6 +11,10 @@ LOG2E = np.float32(1.4426950408889634)
 ACTS = ("swiglu", "clamped", "gelu_tanh", "gelu_erf")
 
 
+MAX_TOP_K = 4
+"""Experts that the tile can choose for a token."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BlockSpec:
     """A transformer block. ValueError names the field, the value given and what is allowed."""
@@ -80,10 +84,10 @@ class BlockSpec:
         need(self.causal or self.window is None, "window", self.window, "None where causal = False")
         need(self.window is None or self.window > 0, "window", self.window, "None or a positive number")
         need(
-            self.experts == 0 or 1 <= self.top_k <= min(4, self.experts),
+            self.experts == 0 or 1 <= self.top_k <= min(MAX_TOP_K, self.experts),
             "top_k",
             self.top_k,
-            "1..min(4, experts)",
+            f"1..min({MAX_TOP_K}, experts)",
         )
         need(
             self.max_tokens % 32 == 0 and self.max_tokens > 0,

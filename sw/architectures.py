@@ -9,12 +9,13 @@ BERT in sw/layer_norm_models.py.
 from collections.abc import Callable
 
 from golden import formats
-from golden.spec import BlockParams, BlockSpec, Expert, ModelParams, ModelSpec, MxTensor
+from golden.spec import MAX_TOP_K, BlockParams, BlockSpec, Expert, ModelParams, ModelSpec, MxTensor
 from sw.heads import Heads
 from sw.layer_norm_models import bert_name, gpt2_name, load_bert, load_gpt2
 from sw.rope import read_rope
 from sw.source import Source, attention, rope_fields, round_up
 from sw.tensors import CheckpointError, Config
+
 
 
 def _heads(config: Config, hidden: int, default: int | None = None) -> Heads:
@@ -26,8 +27,8 @@ def _heads(config: Config, hidden: int, default: int | None = None) -> Heads:
     if config.get("head_dim") is None and default is None and hidden % heads:
         raise config.fail("hidden_size", f"a multiple of num_attention_heads = {heads}")
     size = config.integer("head_dim", default or hidden // heads)
-    if size % 2:
-        raise config.fail("head_dim", "an even number")
+    if size % 2 or size > 1 << 16:
+        raise config.fail("head_dim", f"an even number of at most {1 << 16}")
     return Heads(heads=heads, kv_heads=kv_heads, size=size, rope="half")
 
 
@@ -76,7 +77,7 @@ def load_gpt_oss(s: Source) -> tuple[ModelSpec, ModelParams]:
     hidden, ffn, vocab, depth = (c.integer(k) for k in (
         "hidden_size", "intermediate_size", "vocab_size", "num_hidden_layers"))
     experts = c.integer("num_local_experts")
-    top_k = c.integer("num_experts_per_tok", c.get("experts_per_token"))
+    top_k = _chosen(c, experts)
     heads, context = _heads(c, hidden, default=64), s.positions("max_position_embeddings")
     spec = BlockSpec(name=s.name, hidden=hidden, heads=heads.heads, kv_heads=heads.kv_heads, ffn=ffn,
                      head_dim=heads.padded, attn_scale=heads.attn_scale, eps=c.number("rms_norm_eps", 1e-5),
@@ -100,6 +101,17 @@ def load_gpt_oss(s: Source) -> tuple[ModelSpec, ModelParams]:
         head=s.head(tied, "model.embed_tokens.weight", "lm_head.weight", vocab, hidden))
     return ModelSpec(name=s.name, architecture="gpt-oss", block=spec, windows=_windows(c, depth), vocab=vocab,
                      context=context), params
+
+
+def _chosen(c: Config, experts: int) -> int:
+    """Experts per token, under the key of transformers or that of the published gpt-oss."""
+    key = next((k for k in ("num_experts_per_tok", "experts_per_token") if c.get(k) is not None),
+               "num_experts_per_tok")
+    top_k = c.integer(key)
+    if top_k > min(MAX_TOP_K, experts):
+        raise c.fail(key, f"1..{min(MAX_TOP_K, experts)}: the model has num_local_experts = {experts}, "
+                          f"the tile chooses at most {MAX_TOP_K}")
+    return top_k
 
 
 def _windows(c: Config, depth: int) -> tuple[int | None, ...]:

@@ -14,7 +14,7 @@ from golden.spec import ModelParams, ModelSpec
 from sw.architectures import LOADERS
 from sw.llama2c import load_llama2c
 from sw.source import Source
-from sw.tensors import CheckpointError, Config, Tensors, read_json
+from sw.tensors import CheckpointError, Config, Tensors, read_json, shown
 from sw.tokenizer import HuggingFaceTokenizer, Llama2cTokenizer, Tokenizer
 
 __all__ = ["WEIGHTS", "Checkpoint", "CheckpointError", "load_checkpoint"]
@@ -64,7 +64,7 @@ def _load_directory(path: Path, fmt: int, context: int | None) -> Checkpoint:
     config = Config(read_json(file), str(file))
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in LOADERS:
-        raise CheckpointError(f"{file}: model_type = {model_type!r}: unknown architecture, "
+        raise CheckpointError(f"{file}: model_type = {shown(model_type)}: unknown architecture, "
                               f"allowed is {', '.join(map(repr, LOADERS))}")
     if model_type != "gpt_oss" and config.get("quantization_config") is not None:
         raise config.fail("quantization_config", f"none for {model_type}")

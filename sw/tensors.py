@@ -8,6 +8,7 @@ Source: the safetensors format (8 bytes of header length, JSON header, data).
 import json
 import math
 import mmap
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 _REQUIRED = object()
+_LARGEST = (1 << 31) - 1
+_TINY, _HUGE = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 3, 36, 36, 80
 
 
 class CheckpointError(ValueError):
@@ -27,11 +32,16 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(f"{path}: missing") from None
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, RecursionError) as e:
         raise CheckpointError(f"{path}: no readable JSON file: {e}") from None
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds {type(data).__name__}: allowed is a JSON object")
     return data
+
+
+def shown(value: Any) -> str:
+    """A value for an error message: as Python writes it, long and deep ones abbreviated."""
+    return _SHORT.repr(value)
 
 
 class Config:
@@ -42,7 +52,7 @@ class Config:
 
     def fail(self, key: str, allowed: str) -> CheckpointError:
         """The error for a key whose value is not allowed."""
-        given = repr(self.data[key]) if key in self.data else "missing"
+        given = shown(self.data[key]) if key in self.data else "missing"
         return CheckpointError(f"{self.where}: {key} = {given}: allowed is {allowed}")
 
     def get(self, key: str, default: Any = None) -> Any:
@@ -51,17 +61,26 @@ class Config:
         return default if value is None else value
 
     def integer(self, key: str, default: Any = _REQUIRED, least: int = 1) -> int:
+        """An integer from `least` to the largest of 32 bits."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise self.fail(key, f"an integer of at least {least}")
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= _LARGEST:
+            raise self.fail(key, f"an integer in {least}..{_LARGEST}")
         return value
 
-    def number(self, key: str, default: Any = _REQUIRED) -> float:
-        """A positive number."""
+    def number(self, key: str, default: Any = _REQUIRED, least: float = _TINY, most: float = _HUGE) -> float:
+        """A number in least..most, by default one that is a positive normal float32."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise self.fail(key, "a positive number")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+            raise self.fail(key, f"{'a positive' if least > 0 else 'a'} number in {least:.6g}..{most:.6g}")
         return float(value)
+
+    def ids(self, key: str, vocab: int) -> list[int]:
+        """Token ids: one, a list of them, or none where it is absent or null."""
+        value = self.get(key, [])
+        ids = value if isinstance(value, list) else [value]
+        if any(isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < vocab for i in ids):
+            raise self.fail(key, f"an id in 0..{vocab - 1}, a list of them or null")
+        return ids
 
     def one_of(self, key: str, allowed: Sequence[Any], default: Any) -> Any:
         value = self.get(key, default)
@@ -107,10 +126,10 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         raise CheckpointError(f"{path}: truncated: header ends at byte {base}, the file has {size}")
     try:
         header = json.loads(data[8:base])
-        entries = {name: _Entry(path, data, t["dtype"], tuple(map(int, t["shape"])),
+        entries = {name: _Entry(path, data, str(t["dtype"]), tuple(map(int, t["shape"])),
                                 base + int(t["data_offsets"][0]), base + int(t["data_offsets"][1]))
                    for name, t in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError):
         raise CheckpointError(f"{path}: the first {base} bytes are no safetensors header") from None
     for name, t in entries.items():
         if not base <= t.start <= t.end <= size:
@@ -120,6 +139,14 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         if t.dtype in _BYTES and t.end - t.start != need:
             raise CheckpointError(f"{path}: tensor {name}: {t.end - t.start} bytes: allowed is {need} "
                                   f"for {t.dtype} {list(t.shape)}")
+    at = base
+    for name, t in sorted(entries.items(), key=lambda item: (item[1].start, item[1].end)):
+        if t.start != at:
+            raise CheckpointError(f"{path}: tensor {name} begins at byte {t.start}: allowed is {at}, "
+                                  "where the one before it ends")
+        at = t.end
+    if at != size:
+        raise CheckpointError(f"{path}: extra data: {size - at} bytes after the last tensor: allowed is none")
     return entries
 
 

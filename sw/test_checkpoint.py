@@ -6,6 +6,7 @@ they should is sw/test_agreement.py's.
 
 import json
 import math
+import re
 import shutil
 import struct
 from collections.abc import Callable
@@ -439,7 +440,18 @@ def test_tensor_errors(tmp_path: Path, name: str, change: Callable[[Stored], Non
     ("llama", {"head_dim": 32}, r"q_proj.weight: shape \[128, 64\]: allowed is \[64, 64\]"),
     ("llama", {"num_hidden_layers": 1}, "extra tensor model.layers.1"),
     ("llama", {"num_hidden_layers": 3}, "missing tensor model.layers.2"),
+    ("llama", {"model_type": "m" * 9999}, "model_type = 'm+[.]{3}m+': unknown architecture, allowed is"),
     ("llama", {"rms_norm_eps": 0}, "rms_norm_eps = 0: allowed is a positive number"),
+    ("llama", {"rms_norm_eps": 10**400}, r"rms_norm_eps = 10+\.{3}0+: allowed is a positive number in 1.1"),
+    ("llama", {"rms_norm_eps": 1e-320}, "rms_norm_eps = 1e-320: allowed is a positive number"),
+    ("llama", {"head_dim": 10**9}, "head_dim = 1000000000: allowed is an even number of at most 65536"),
+    ("llama", {"hidden_size": 10**400}, "hidden_size = 10.*: allowed is an integer in 1..2147483647"),
+    ("llama", {"eos_token_id": "a"}, "eos_token_id = 'a': .* an id in 0..287, a list of them or null"),
+    ("llama", {"eos_token_id": {}}, "eos_token_id = {}: allowed is"),
+    ("llama", {"eos_token_id": True}, "eos_token_id = True: allowed is"),
+    ("llama", {"eos_token_id": [1, "a"]}, r"eos_token_id = \[1, 'a'\]: allowed is"),
+    ("llama", {"eos_token_id": [1, -1]}, r"eos_token_id = \[1, -1\]: allowed is"),
+    ("llama", {"bos_token_id": "x"}, "config.json: bos_token_id = 'x': allowed is an id in 0..287, a list"),
     ("llama", {"tie_word_embeddings": False}, "missing tensor lm_head.weight"),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5: allowed is 1"),
@@ -450,10 +462,12 @@ def test_tensor_errors(tmp_path: Path, name: str, change: Callable[[Stored], Non
     ("llama", {"vocab_size": 200}, "embed_tokens.weight: shape"),
     ("gpt-oss", {"swiglu_limit": 6.0}, r"swiglu_limit = 6.0: allowed is 7.0"),
     ("gpt-oss", {"attention_bias": False}, "attention_bias = False: allowed is True"),
-    ("gpt-oss", {"num_experts_per_tok": 5}, "top_k = 5: allowed is"),
+    ("gpt-oss", {"num_experts_per_tok": 5}, "num_experts_per_tok = 5: .* 1..4: .*_experts = 8, .* most 4$"),
+    ("gpt-oss", {"num_experts_per_tok": None, "experts_per_token": 5}, "[^_]experts_per_token = 5: allowed"),
+    ("gpt-oss", {"num_local_experts": 3}, "num_experts_per_tok = 4: .* 1..3: .*_experts = 3, "),
     ("gpt-oss", {"layer_types": ["full_attention"]}, "layer_types .*: allowed is 2 of"),
     ("gpt-oss", {"layer_types": ["full_attention", "chunked"]}, "layer_types .*: allowed is 2 of"),
-    ("gpt-oss", {"sliding_window": 0}, "sliding_window = 0: allowed is an integer of at least 1"),
+    ("gpt-oss", {"sliding_window": 0}, "sliding_window = 0: allowed is an integer in 1..2147483647"),
     ("gpt-oss", {"quantization_config": {"quant_method": "fp8"}}, "quant_method = 'fp8': allowed is"),
     ("gpt-oss", {"quantization_config": None}, "missing tensor .*0.mlp.experts.gate_up_proj$"),
     ("gpt2", {"activation_function": "relu"}, "activation_function = 'relu'"),
@@ -471,6 +485,60 @@ def test_config_errors(tmp_path: Path, name: str, changes: dict[str, object], me
     assert str(directory) in str(e.value)
 
 
+@pytest.mark.parametrize("key, value, allowed", [
+    ("rope_theta", 1, "more than 1 where rope_type = 'yarn'"),
+    ("rope_theta", 10**400, "a positive number in 1.17549e-38..3.40282e"),
+    ("rope_theta", 1e-320, "a positive number"),
+    ("rope_theta", math.nan, "a positive number"),
+    ("factor", 0.5, "a positive number in 1..100000$"),
+    ("factor", True, "a positive number"),
+    ("original_max_position_embeddings", 0.1, "a positive number in 1.."),
+    ("attention_factor", [1], "a positive number in 0.001..100000$"),
+    ("attention_factor", "zz", "a positive number"),
+    ("attention_factor", math.nan, "a positive number"),
+    ("attention_factor", math.inf, "a positive number"),
+    ("attention_factor", -1, "a positive number"),
+    ("attention_factor", 0, "a positive number"),
+    ("attention_factor", 1e30, "a positive number"),
+    ("mscale", "a", "a number in 0..100"),
+    ("mscale", -1, "a number in 0..100"),
+    ("mscale_all_dim", 1e30, "a number in 0..100"),
+    ("beta_fast", 1e-300, "a positive number in 0.001..100000$"),
+    ("beta_fast", 0, "a positive number"),
+    ("beta_fast", 0.5, "at least beta_slow = 1.0"),
+    ("beta_slow", -1, "a positive number"),
+    ("beta_slow", 1e30, "a positive number"),
+    ("truncate", "no", "True or False"),
+])
+def test_yarn_errors(tmp_path: Path, key: str, value: object, allowed: str):
+    """In both spellings; the file, the key and the value are named where the value is."""
+    directory = copy("llama", tmp_path)
+    yarn = {"rope_type": "yarn", "factor": 4, "mscale": 1, "mscale_all_dim": 0.7}
+    given = "10+[.]{3}0+" if isinstance(value, int) and value > 1 else re.escape(repr(value))
+    error = f"{key} = {given}: allowed is {allowed}"
+    for spelling in ("rope_parameters", "rope_scaling"):
+        change_config(directory, rope_parameters=None, rope_scaling=None)
+        change_config(directory, **{spelling: yarn | {key: value}})
+        with pytest.raises(CheckpointError, match=f": {spelling}: {error}") as e:
+            load_checkpoint(directory)
+        assert str(directory / "config.json") in str(e.value)
+    if key in ("rope_theta", "original_max_position_embeddings"):
+        change_config(directory, rope_scaling=yarn, **{key: value})
+        with pytest.raises(CheckpointError, match=rf"config\.json: {error}"):
+            load_checkpoint(directory)
+
+
+def test_yarn_attention_factor(tmp_path: Path):
+    directory = copy("llama", tmp_path)
+    yarn = {"rope_type": "yarn", "factor": 4, "mscale": 1, "mscale_all_dim": 0.7}
+    one, all_dim = 0.1 * math.log(4) + 1, 0.07 * math.log(4) + 1
+    for changes, factor in (({}, one / all_dim), ({"mscale": None}, one), ({"mscale_all_dim": 0}, one),
+                            ({"attention_factor": 2}, 2.0), ({"rope_theta": 1.5}, one / all_dim)):
+        change_config(directory, rope_parameters=yarn | changes)
+        b = load_checkpoint(directory).spec.block
+        assert b.rope_factor == pytest.approx(factor) and np.isfinite(b.rope_inv_freq).all()
+
+
 @pytest.mark.parametrize("name, longest", [("llama", 128), ("gpt-oss", 128), ("gpt2", 64), ("bert", 64)])
 def test_context(name: str, longest: int):
     assert load_checkpoint(REFERENCE / name, context=longest).spec.context == longest
@@ -483,6 +551,14 @@ def test_context(name: str, longest: int):
 
 def cut(file: str, size: int) -> Callable[[Path], object]:
     return lambda d: (d / file).write_bytes((d / file).read_bytes()[:size])
+
+
+def grow(file: str, size: int) -> Callable[[Path], object]:
+    return lambda d: (d / file).write_bytes((d / file).read_bytes() + bytes(size))
+
+
+def header(text: str, size: int) -> Callable[[Path], object]:
+    return write("model.safetensors", struct.pack("<Q", len(text)) + text.encode() + bytes(size))
 
 
 def write(file: str, data: bytes) -> Callable[[Path], object]:
@@ -504,6 +580,17 @@ INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00003.safetensors
     ("llama", lambda d: (d / "config.json").unlink(), r"config\.json: missing"),
     ("llama", cut("config.json", 100), r"config\.json: no readable JSON"),
     ("llama", write("config.json", b"[]"), r"config\.json: holds list"),
+    ("llama", write("config.json", b"[" * 200000), r"config\.json: no readable JSON file: .*recursion"),
+    ("llama", write("generation_config.json", b'{"a":' * 200000), "generation_config.json: no readable"),
+    ("llama", write("generation_config.json", b'{"bos_token_id": [1.0]}'),
+     r"generation_config\.json: bos_token_id = \[1.0\]: allowed is an id in 0..287, a list of them or null"),
+    ("llama", grow("model.safetensors", 100), r"model\.safetensors: extra data: 100 bytes after the last"),
+    ("llama-sharded", grow(SHARD, 1), f"{SHARD}: extra data: 1 bytes after the last tensor"),
+    ("llama", write("model.safetensors", struct.pack("<Q", 200000) + b"[" * 200000), "no safetensors header"),
+    ("llama", header('{"a":{"dtype":"U8","shape":[1e400],"data_offsets":[0,1]}}', 1), "no safetensors"),
+    ("llama", header('{"a":{"dtype":["U8"],"shape":[1],"data_offsets":[0,1]}}', 1), "missing tensor"),
+    ("llama", header('{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}', 2),
+     r"tensor a begins at byte 62: allowed is 61, where the one before it ends"),
     ("llama", lambda d: (d / "model.safetensors").unlink(), "no weights: allowed is model.safetensors or"),
     ("llama", cut("model.safetensors", -1), r"model\.safetensors: truncated: tensor model\.\S+ is bytes"),
     ("llama", cut("model.safetensors", 1000), r"model\.safetensors: truncated: header ends at byte"),
@@ -512,7 +599,8 @@ INDEX, SHARD = "model.safetensors.index.json", "model-00002-of-00003.safetensors
     ("llama", write("model.safetensors", struct.pack("<Q", 8) + b'{"a":[]}'), "no safetensors header"),
     ("llama", lambda d: (d / "tokenizer.json").unlink(), "no tokenizer: allowed is tokenizer.json"),
     ("llama", cut("tokenizer.json", 500), r"tokenizer\.json: no readable tokenizer"),
-    ("llama", write("generation_config.json", b'{"eos_token_id": 288}'), "EOS id 288: allowed is 0..287"),
+    ("llama", write("generation_config.json", b'{"eos_token_id": 288}'),
+     r"generation_config\.json: eos_token_id = 288: allowed is an id in 0..287"),
     ("gpt-oss", lambda d: shutil.copy(REFERENCE / "llama" / "tokenizer.json", d), "token id 287: allowed is"),
     ("llama-sharded", lambda d: (d / SHARD).unlink(), f"{SHARD}: No such file"),
     ("llama-sharded", cut(SHARD, -5), f"{SHARD}: truncated: tensor"),

@@ -48,6 +48,13 @@ def test_text_survives(name: str, text: str):
     assert all(isinstance(i, int) for i in ids)
 
 
+@pytest.mark.parametrize("name", [*DECODERS, "bert"])
+def test_lone_surrogates(name: str, tmp_path: Path):
+    """What a terminal or a JSON text may hold and UTF-8 may not: replaced, as for llama2.c."""
+    for t in (hugging_face(name), Llama2cTokenizer(*llama2c_file(tmp_path / "tokenizer.bin"))):
+        assert t.encode("h\udcff \ud800e") == t.encode("h? ?e")
+
+
 def test_bos_and_eos():
     """Llama tokenizers put BOS first themselves, the others only stand it for an empty text."""
     for name, bos, eos, first in (("llama", 0, (1,), True), ("llama-sharded", 1, (2,), True),

@@ -7,13 +7,13 @@ files of llama2.c. Both give `encode`, `decode`, `stream`, `bos_id` and `eos_ids
 import codecs
 import re
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from tokenizers import Tokenizer as _Rust
 
-from sw.tensors import CheckpointError, read_json
+from sw.tensors import CheckpointError, Config, read_json
 
 
 class Stream(Protocol):
@@ -72,11 +72,10 @@ class HuggingFaceTokenizer:
                                   "vocab_size")
         generation, own = (read_json(f) if (f := directory / n).exists() else {}
                            for n in ("generation_config.json", "tokenizer_config.json"))
-        bos = [*_ids(generation, config, key="bos_token_id"), *self._named(own.get("bos_token"))]
-        eos = [*_ids(generation, config, key="eos_token_id"), *self._named(own.get("eos_token"))]
-        for token in (*bos, *eos):
-            if not 0 <= token < vocab:
-                raise CheckpointError(f"{directory}: BOS or EOS id {token}: allowed is 0..{vocab - 1}")
+        files = [Config(data, str(directory / name)) for data, name in (
+            (generation, "generation_config.json"), (config, "config.json"))]
+        bos, eos = ([*(i for f in files for i in f.ids(key + "_id", vocab)), *self._named(own.get(key))]
+                    for key in ("bos_token", "eos_token"))
         self.bos_id: int | None = bos[0] if bos else None
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(eos))
         self._prepend = own.get("add_bos_token") is True
@@ -88,6 +87,7 @@ class HuggingFaceTokenizer:
         return [] if token_id is None else [token_id]
 
     def encode(self, text: str, bos: bool = True) -> list[int]:
+        text = text.encode("utf-8", "replace").decode("utf-8")  # a lone surrogate has no UTF-8
         ids = list(self._rust.encode(text, add_special_tokens=bos).ids)
         if bos and self.bos_id is not None and (not ids or self._prepend and ids[0] != self.bos_id):
             ids.insert(0, self.bos_id)
@@ -98,13 +98,6 @@ class HuggingFaceTokenizer:
 
     def stream(self) -> Stream:
         return _WindowStream(self.decode)
-
-
-def _ids(*files: dict[str, Any], key: str) -> Iterable[int]:
-    """The ids (one, or a list) under a key of several files."""
-    for file in files:
-        value = file.get(key)
-        yield from (v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int))
 
 
 class _WindowStream:

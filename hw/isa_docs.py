@@ -66,12 +66,13 @@ def _c_field(prefix: str, f: Field) -> list[str]:
 
 
 def isa_header() -> str:
-    """The instruction table as C: opcodes, position and mask of every field, index and default of every operand.
+    """The instruction table as C: opcodes, position and mask of fields, index and default of operands.
 
     SERRANO_<instruction>_<field>_SHIFT and _MASK belong to word 0; operand k of a unit instruction is bit k
     (SERRANO_<instruction>_OPERAND_<operand>) of word 1, and fields of a raw operand are named after it.
     """
-    lines = ["/* Generated from hw/isa.py; docs/isa.md. */", "#ifndef SERRANO_ISA_H", "#define SERRANO_ISA_H", "",
+    lines = ["/* Generated from hw/isa.py; docs/isa.md. */", "#ifndef SERRANO_ISA_H",
+             "#define SERRANO_ISA_H", "",
              f"#define SERRANO_THREADS {len(THREADS)}", f"#define SERRANO_ARGS {ARGS}",
              f"#define SERRANO_LOOP_DEPTH {LOOP_DEPTH}", f"#define SERRANO_THREAD_REGISTERS {REGISTERS}",
              *(f"#define SERRANO_THREAD_{name.upper()} {k}" for k, name in enumerate(THREADS)),
@@ -79,7 +80,8 @@ def isa_header() -> str:
              "/* A reg operand word: signed immediate and the register that is added to it. */",
              "#define SERRANO_REG_OPERAND(reg, imm) ((((reg) & 0xfu) << 28) | ((imm) & 0x0fffffffu))"]
     for i in TABLE:
-        lines += ["", f"/* {i.name}: {i.doc.replace('*/', '* /')} */", f"#define SERRANO_OP_{i.name} 0x{int(i.op):02x}u",
+        lines += ["", f"/* {i.name}: {i.doc.replace('*/', '* /')} */",
+                  f"#define SERRANO_OP_{i.name} 0x{int(i.op):02x}u",
                   f"#define SERRANO_{i.name}_WORDS {2 if i.unit is not None else i.words}"
                   + (" /* and one for each operand present */" if i.unit is not None else "")]
         for f in i.fields:
@@ -97,11 +99,13 @@ def isa_header() -> str:
 
 def c_header(config: TileConfig) -> str:
     """All that a driver of a tile of this config needs: parameters, registers, instructions."""
-    lines = [f"/* Serrano tile, config {config.name}. */", "#ifndef SERRANO_PARAM_H", "#define SERRANO_PARAM_H", ""]
+    lines = [f"/* Serrano tile, config {config.name}. */", "#ifndef SERRANO_PARAM_H",
+             "#define SERRANO_PARAM_H", ""]
     for name, value in asdict(config).items():
         text = f'"{value}"' if isinstance(value, str) else f"{value}"
         lines.append(f"#define SERRANO_PARAM_{name.upper()} {text}")
-    lines += [f"#define SERRANO_EXPECT_{name} 0x{value:08x}u" for name, value in csr_map.constants(config).items()]
+    lines += [f"#define SERRANO_EXPECT_{name} 0x{value:08x}u"  # what the register of that name reads
+              for name, value in csr_map.constants(config).items()]
     lines += ["", "#endif", ""]
     return "\n".join(lines) + csr_map.c_header() + isa_header()
 

@@ -7,7 +7,7 @@ what an expression carries into a unit (``\\port$7252$0``). `readable` renames i
 * a port that an expression drives: the name that the expression has in the enclosing module;
 * a field of a structure: ``<signal>__<field>``;
 * what is left: ``_n12`` (a subexpression), ``_signal_3`` (no name in the source);
-* a module: the path of the unit, ``serrano_tile_matmul_array``. An instance whose name is taken: ``u_<name>``.
+* a module: the path of the unit, ``serrano_tile_matmul_array``; an instance whose name is taken: ``u_...``.
 
 Every name is then a plain identifier, which is no keyword of SystemVerilog. Three forms are spelled anew with
 the same meaning, so that lint is quiet: ``! x`` of a vector (``~| x``), a declaration with an initial value
@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-__all__ = ["readable", "rename"]
+__all__ = ["Module", "parse", "readable", "rename"]
 
 _NAME = r"(?:\\\S+ |[A-Za-z_]\w*)"
 _TOKEN = re.compile(r"\d+'s?[bdho][\da-fA-FxXzZ?_]+|\$[a-z]\w*|\\(\S+) |([A-Za-z_]\w*)")
@@ -31,21 +31,24 @@ _SINGLE = re.compile(rf"({_NAME})(?: ?\[[\d:]+\])?")
 _INITIAL = re.compile(r"^  reg ((?:\[\d+:\d+\] )?)(\w+) *= ([^;]+);$", re.M)
 _CASE = re.compile(r"^ *(casez \(|default:|/\*[^\n]*\*/ default:|endcase\b)", re.M)
 
-KEYWORDS = frozenset("""alias always and assert assign assume automatic before begin bind bins binsof bit break buf
-bufif0 bufif1 byte case casex casez cell chandle class clocking cmos config const constraint context continue cover
-covergroup coverpoint cross deassign default defparam design disable dist do edge else end endcase endclass
-endclocking endconfig endfunction endgenerate endgroup endinterface endmodule endpackage endprimitive endprogram
-endproperty endsequence endspecify endtable endtask enum event expect export extends extern final first_match for
-force foreach forever fork forkjoin function generate genvar highz0 highz1 if iff ifnone ignore_bins illegal_bins
-import incdir include initial inout input inside instance int integer interface intersect join join_any join_none
-large liblist library local localparam logic longint macromodule matches medium modport module nand negedge new nmos
-nor noshowcancelled not notif0 notif1 null or output package packed parameter pmos posedge primitive priority program
-property protected pull0 pull1 pulldown pullup pulsestyle_ondetect pulsestyle_onevent pure rand randc randcase
-randsequence rcmos real realtime ref reg release repeat return rnmos rpmos rtran rtranif0 rtranif1 scalared sequence
-shortint shortreal showcancelled signed small solve specify specparam static string strong0 strong1 struct super
-supply0 supply1 table tagged task this throughout time timeprecision timeunit tran tranif0 tranif1 tri tri0 tri1
-triand trior trireg type typedef union unique unsigned use uwire var vectored virtual void wait wait_order wand weak0
-weak1 while wildcard wire with within wor xnor xor""".split())
+KEYWORDS = frozenset("""
+alias always and assert assign assume automatic before begin bind bins binsof bit break buf bufif0 bufif1
+byte case casex casez cell chandle class clocking cmos config const constraint context continue cover
+covergroup coverpoint cross deassign default defparam design disable dist do edge else end endcase
+endclass endclocking endconfig endfunction endgenerate endgroup endinterface endmodule endpackage
+endprimitive endprogram endproperty endsequence endspecify endtable endtask enum event expect export
+extends extern final first_match for force foreach forever fork forkjoin function generate genvar highz0
+highz1 if iff ifnone ignore_bins illegal_bins import incdir include initial inout input inside instance
+int integer interface intersect join join_any join_none large liblist library local localparam logic
+longint macromodule matches medium modport module nand negedge new nmos nor noshowcancelled not notif0
+notif1 null or output package packed parameter pmos posedge primitive priority program property protected
+pull0 pull1 pulldown pullup pulsestyle_ondetect pulsestyle_onevent pure rand randc randcase randsequence
+rcmos real realtime ref reg release repeat return rnmos rpmos rtran rtranif0 rtranif1 scalared sequence
+shortint shortreal showcancelled signed small solve specify specparam static string strong0 strong1 struct
+super supply0 supply1 table tagged task this throughout time timeprecision timeunit tran tranif0 tranif1
+tri tri0 tri1 triand trior trireg type typedef union unique unsigned use uwire var vectored virtual void
+wait wait_order wand weak0 weak1 while wildcard wire with within wor xnor xor
+""".split())
 
 
 def _plain(name: str) -> str:
@@ -53,7 +56,9 @@ def _plain(name: str) -> str:
 
 
 @dataclass
-class _Module:
+class Module:
+    """One module of an exported text; names unescaped."""
+
     name: str
     text: str
     nets: list[str] = field(default_factory=list)
@@ -61,10 +66,11 @@ class _Module:
     """Module, instance, [(port, expression)]."""
 
 
-def _parse(text: str) -> dict[str, _Module]:
+def parse(text: str) -> dict[str, Module]:
+    """The modules of an exported text, by name."""
     modules = {}
     for match in _MODULE.finditer(text):
-        module = _Module(_plain(match[1]), match[0])
+        module = Module(_plain(match[1]), match[0])
         module.nets = list(dict.fromkeys(_plain(m[2]) for m in _DECLARED.finditer(match[0])))
         for m in _INSTANCE.finditer(match[0]):
             connections = [(_plain(c[1]), c[2]) for c in _CONNECTION.finditer(m[3])]
@@ -91,7 +97,7 @@ class _Scope:
         self.used.add(wanted)
 
 
-def _names(module: _Module, from_outside: dict[str, str]) -> dict[str, str]:
+def _names(module: Module, from_outside: dict[str, str]) -> dict[str, str]:
     """Old name -> new name of every net and instance of a module."""
     scope = _Scope(n for n in (*module.nets, *(i for _, i, _ in module.instances))
                    if re.fullmatch(r"[A-Za-z_]\w*", n) and n not in KEYWORDS)
@@ -135,7 +141,7 @@ def rename(text: str, top: str) -> tuple[str, dict[str, dict[str, str]]]:
 
     Ports of `top` must be plain identifiers; they stay.
     """
-    modules = _parse(text)
+    modules = parse(text)
     files = _Scope([top])
     names: dict[str, dict[str, str]] = {}
     outside: dict[str, dict[str, str]] = {top: {}}

@@ -72,8 +72,7 @@ def vivado(config: TileConfig, top: str, version: str, verilog: str) -> str:
     Run: vivado -mode batch -source <file> -tclargs <directory of the IP> <part>
     """
     major, minor = version.split(".")[:2]
-    return f"""# Packages {verilog} as a Vivado IP: AXI4 master m_axi, AXI4-Lite slave s_axil, irq,
-# AXI streams noc_in and noc_out.
+    return f"""# Packages {verilog} as a Vivado IP: AXI4 master m_axi, AXI4-Lite slave s_axil, irq.
 # vivado -mode batch -source {verilog.removesuffix('.v')}.tcl -tclargs ?directory? ?part?
 set here [file dirname [file normalize [info script]]]
 set out [expr {{$argc > 0 ? [file normalize [lindex $argv 0]] : "$here/{config.name}_ip"}}]
@@ -114,14 +113,15 @@ proc add_parameter {{bus name value}} {{
 }}
 
 set clock [add_interface $core clk signal:clock slave {{CLK clk}}]
-add_parameter $clock ASSOCIATED_BUSIF m_axi:s_axil:noc_in:noc_out
+add_parameter $clock ASSOCIATED_BUSIF m_axi:s_axil
 add_parameter $clock ASSOCIATED_RESET rst
 add_parameter $clock FREQ_HZ {round(config.clock_mhz * 1e6)}
 add_parameter [add_interface $core rst signal:reset slave {{RST rst}}] POLARITY ACTIVE_HIGH
 add_parameter [add_interface $core irq signal:interrupt master {{INTERRUPT irq}}] SENSITIVITY LEVEL_HIGH
-foreach {{bus mode}} {{noc_in slave noc_out master}} {{
-  set ports [list TVALID ${{bus}}_valid TREADY ${{bus}}_ready TDATA ${{bus}}_payload]
-  add_interface $core $bus interface:axis $mode $ports
+
+# The NoC's flits are no whole bytes, so its ports stay as they are; left open they mean a single tile.
+foreach {{port value}} {{noc_in_valid 0 noc_in_payload 0 noc_out_ready 1}} {{
+  set_property driver_value $value [ipx::get_ports $port -of_objects $core]
 }}
 
 # Registers: {1 << ADDR_BITS} bytes.

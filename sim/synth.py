@@ -70,7 +70,7 @@ TARGETS = {
     "nexus": Target(
         "synth_nexus -family lifcl -noiopad",
         {
-            "LUT4": ("lut", 1),
+            "LUT4|INV": ("lut", 1),
             "WIDEFN9": ("lut", 2),
             "CCU2": ("lut", 2),
             "DPR16X4": ("lut", 4),

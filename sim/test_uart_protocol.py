@@ -406,7 +406,7 @@ def test_backend_by_name(terminal: tuple[FarEnd, str, list[bool]]) -> None:
 def test_backends_that_are_not_there(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
     model = "sw/reference/llama"
     for backend, text in (
-        ("uart:/dev/no-such-port", "no answer from the board on /dev/no-such-port"),
+        ("uart:/dev/no-such-port", "no serial port /dev/no-such-port"),
         ("uart:", "uart:PORT"),
         ("uart:/dev/x:fast", "uart:PORT"),
         ("mmap:/dev/x", "mmap:REGISTERS,MEMORY"),

@@ -186,6 +186,12 @@ class UartAccess:
     def open(self) -> None:
         """A new session: HELLO until the board answers this very one."""
         self._failure = None
+        if self._port is None:
+            try:
+                self._port, self._buffer = self._make(), b""
+            except OSError as error:
+                self._failure = BoardError(f"no serial port {self.name}: {error}")
+                raise self._failure from None
         token = os.urandom(4)
         hello = Request(Op.HELLO, 0, token)
         begun = time.monotonic()

@@ -95,7 +95,6 @@ def test_transmitter_literally(cycles: int) -> None:
     assert rest[start : start + len(last)] == last and all(rest[start + len(last) :])
 
 
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
 def test_divisor() -> None:
     assert divisor(100e6, 3e6) == 33 and divisor(25e6, 115200) == 217
     for clock, baud in ((10e6, 3e6), (50e6, 11.4e6)):

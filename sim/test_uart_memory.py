@@ -171,7 +171,32 @@ def test_rates() -> None:
     assert stamps["w"] == list(range(stamps["w"][0], stamps["w"][0] + 64)) and len(stamps["b"]) == 1
 
 
-@pytest.mark.filterwarnings("ignore::amaranth.hdl.UnusedElaboratable")
+@pytest.mark.parametrize("slow", ["r", "w"])
+def test_reads_and_writes_take_turns(slow: str) -> None:
+    """Neither direction starves while the other never pauses: each gets every other cycle."""
+    dut, beats = OnChipMemory(CONFIG, SIZE), {"r": 0, "w": 0}
+    port = dut.axi
+
+    async def both(ctx):
+        for name in ("rready", "bready", "arvalid", "awvalid", "wvalid"):
+            ctx.set(getattr(port, name), 1)
+        ctx.set(port.arlen, 31)
+        ctx.set(port.awlen, 31)
+        written = 0
+        for _ in range(400):
+            ctx.set(port.wlast, written % 32 == 31)
+            beats["r"] += ctx.get(port.rvalid)
+            written += ctx.get(port.wvalid) & ctx.get(port.wready)
+            await ctx.tick()
+        beats["w"] = written
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-8)
+    sim.add_testbench(both)
+    sim.run()
+    assert beats[slow] >= 190 and sum(beats.values()) >= 390
+
+
 def test_sizes() -> None:
     """Sizes that are no memory."""
     for size in (0, 4095, 1 << 32):

@@ -316,6 +316,51 @@ def test_reset_of_the_board_is_an_error() -> None:
     assert link.read_dram(0, 16).all()
 
 
+def test_a_broken_frame_is_sent_again_at_once() -> None:
+    """The board says so: nobody waits for the timeout."""
+    _, port = board()
+    link = device(port, timeout=30.0, patience=60.0)
+    link.attach(np.zeros(4096, np.uint8))
+    write, count = port.write, 0
+
+    def flip(line: bytes) -> None:
+        nonlocal count
+        count += 1
+        write(line[:50] + bytes([line[50] ^ 1]) + line[51:] if count == 4 else line)
+
+    port.write = flip  # type: ignore[method-assign]
+    data = np.random.default_rng(3).integers(0, 256, 30_000).astype(np.uint8)
+    begin = time.monotonic()
+    link.write_dram(0, data)
+    assert time.monotonic() - begin < 10 and 0 < link.link.resent <= 16
+    assert np.array_equal(link.read_dram(0, 30_000), data)
+
+
+def test_answers_to_an_earlier_session_are_dropped() -> None:
+    """HELLO of a host that died is answered late, then its read; the new host sees neither."""
+    far, port = board()
+    far.memory[:4] = 1, 2, 3, 4
+    stale = far.feed(frame(b"\x00\x00\x04\x00\0\0\0\0abcd"))
+    for seq in range(1, 4):
+        stale += far.feed(frame(bytes([seq, 3, 4, 0, 0, 0, 0, 0])))
+    far.memory[:4] = 9
+    access = UartAccess(port, timeout=0.05, patience=1.0)
+    write, once = port.write, [stale]
+
+    def late(line: bytes) -> None:
+        """The host that died held the line: its answers come now, the new request gets lost."""
+        if once:
+            port.pending += once.pop()
+        else:
+            write(line)
+
+    port.write = late  # type: ignore[method-assign]
+    access.open()
+    assert access.read_memory(0, 4).tolist() == [9, 9, 9, 9]
+    access.write_memory(1, np.array([7, 7], np.uint8))  # not taken for a repetition of the earlier session's
+    assert far.memory[:4].tolist() == [9, 7, 7, 9]
+
+
 def test_an_interrupt_leaves_no_doubt() -> None:
     """Ctrl-C in a transfer: what was on the way is not known; stale answers reach nobody."""
     _, port = board()

@@ -15,7 +15,7 @@ import numpy as np
 from golden.machine import MachineError
 from hw.config import CONFIGS, named
 
-from .engine import BACKENDS
+from .engine import BACKENDS, BOARDS, check_backend
 from .runtime import BURST, DEFAULT_TOKENS, Session, load
 
 WEIGHTS = ("mxint8", "mxfp6", "mxfp4")
@@ -28,6 +28,14 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _backend(name: str) -> str:
+    try:
+        check_backend(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return name
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +59,10 @@ def _parser() -> argparse.ArgumentParser:
 
     def device(p: argparse.ArgumentParser) -> None:
         p.add_argument(
-            "--backend", default="rtl", choices=BACKENDS, help="the Verilated RTL or the golden model"
+            "--backend",
+            default="rtl",
+            type=_backend,
+            help=f"{', '.join(BACKENDS + BOARDS)} (docs/boards.md)",
         )
         p.add_argument("--latency", type=int, metavar="CYCLES", help="DRAM latency of the RTL's memory (40)")
         p.add_argument(

@@ -23,6 +23,8 @@ DRAM_BYTES = 1 << 30
 ADDRESSES = 1 << 32
 """Bytes that the tile can address."""
 BACKENDS = ("rtl", "golden")
+BOARDS = ("uart:PORT[:BAUD]", "mmap:REGISTERS,MEMORY")
+"""Backends on hardware: docs/boards.md."""
 
 
 def build_image(
@@ -72,8 +74,23 @@ def check_dram(spec: ModelSpec, params: ModelParams, users: int, dram_bytes: int
         )
 
 
+def check_backend(backend: str) -> None:
+    """ValueError unless it is one of BACKENDS or BOARDS."""
+    kind, _, where = backend.partition(":")
+    if backend in BACKENDS or kind == "mmap" and len([w for w in where.split(",") if w]) == 2:
+        return
+    port, _, baud = where.rpartition(":")
+    if kind == "uart" and where and (not port or baud.isdigit() and int(baud)):
+        return
+    raise ValueError(f"backend {backend!r}: allowed is one of {', '.join(BACKENDS + BOARDS)}")
+
+
 def open_device(backend: str, config: TileConfig, dram_bytes: int, **options: Any) -> Device:
-    """A device by name: 'golden' (numpy) or 'rtl' (the Verilated tile); options as its class takes them."""
+    """A device by name; options as its class takes them.
+
+    'golden' (numpy), 'rtl' (the Verilated tile), 'uart:PORT[:BAUD]' or 'mmap:REGISTERS,MEMORY' (a board).
+    """
+    check_backend(backend)
     if backend == "golden":
         return MachineDevice(config, **options)
     if backend == "rtl":
@@ -81,7 +98,16 @@ def open_device(backend: str, config: TileConfig, dram_bytes: int, **options: An
 
         device: Device = RtlDevice(config, dram_bytes=dram_bytes, **options)
         return device
-    raise ValueError(f"backend {backend!r}: allowed is one of {', '.join(BACKENDS)}")
+    kind, _, where = backend.partition(":")
+    if kind == "uart":
+        from .uart import BAUD, UartDevice
+
+        port, _, baud = where.rpartition(":")
+        return UartDevice(config, port or where, int(baud) if port else BAUD, dram_bytes, **options)
+    from .mapped import MappedDevice
+
+    registers, memory = where.split(",")
+    return MappedDevice(config, registers, memory, dram_bytes, **options)
 
 
 class Engine:

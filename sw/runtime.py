@@ -23,7 +23,7 @@ from golden.model import Model
 from golden.spec import ModelParams, ModelSpec
 from hw.config import TileConfig, named
 
-from .engine import BACKENDS, Engine
+from .engine import Engine, check_backend
 from .sampling import Sampling
 from .stats import Stats
 
@@ -324,7 +324,7 @@ def load(
 ) -> Session:
     """A checkpoint as a session, ready to generate.
 
-    config: a TileConfig or its name. backend: 'rtl' or 'golden'. weights: 'mxint8', 'mxfp6' or 'mxfp4' for
+    config: a TileConfig or its name. backend: as of open_device. weights: 'mxint8', 'mxfp6' or 'mxfp4' for
     tensors that the checkpoint has in a wider format. context: positions, default the model's own. users:
     prompts of a batch. tokenizer: file of a llama2.c tokenizer. options: chunk and dram_bytes of Engine, the
     others to the device (latency, stall, seed, ... of sim.tile.RtlDevice).
@@ -334,7 +334,6 @@ def load(
     config = named(config) if isinstance(config, str) else config
     if not 1 <= users <= config.columns:
         raise ValueError(f"users = {users}: allowed is 1..{config.columns} (columns of {config.name})")
-    if backend not in BACKENDS:
-        raise ValueError(f"backend {backend!r}: allowed is one of {', '.join(BACKENDS)}")
+    check_backend(backend)
     c = load_checkpoint(Path(path), weights=weights, context=context, tokenizer=tokenizer)
     return Session(c.spec, c.params, c.tokenizer, config=config, backend=backend, users=users, **options)

@@ -27,7 +27,8 @@ class CommandPort(wiring.Component):
     Members: `i` (beats), `o` (command_layout(ins)), `level` (beats waiting), `busy` (a beat or a command is
     held).
     Double buffered: the operands of the next command are collected while `o` waits; one beat per cycle, `o`
-    one cycle after `go`, but not in the cycle after the command before it was taken. Beats of operands that the instruction does not have are ignored. Reset drops everything.
+    one cycle after `go`, but not in the cycle after the command before it was taken. Beats of operands that
+    the instruction does not have are ignored. Reset drops everything.
     """
 
     def __init__(self, ins: Instruction):
@@ -46,8 +47,8 @@ class CommandPort(wiring.Component):
         beat = fifo.o.payload
         go = Signal(go_layout)
         take = Signal()
-        # `o` follows the collected operands while it is not valid, so that nothing wide hangs on a unit's `ready`,
-        # which comes late in its cycle.
+        # `o` follows the collected operands while it is not valid, so that nothing wide hangs on a unit's
+        # `ready`, which comes late in its cycle.
         m.d.comb += [
             go.eq(beat.value),
             fifo.o.ready.eq(~beat.go | ~self.o.valid),
@@ -63,7 +64,7 @@ class CommandPort(wiring.Component):
         with m.If(taken):
             m.d.sync += mask.eq(0)
         for k, operand in enumerate(self.ins.operands):
-            # The collecting register goes back to the default, so that an absent operand needs no multiplexer.
+            # The collecting register returns to the default, so that an absent operand needs no multiplexer.
             value = Signal(32, init=operand.default, name=f"{operand.name}_next")
             with m.If(~self.o.valid):
                 m.d.sync += self.o.payload[operand.name].eq(value)

@@ -231,7 +231,7 @@ class FpMul(wiring.Component):
     """o = a * b. Equals `golden.arith.fmul` bit for bit.
 
     Latency `stages` (1 .. 4). The 24 x 24 product is four products of at most 18 x 18, with registers on both
-    sides. Two of them are left to DSP blocks, those with the upper six bits of `a` are made of adders: a small
+    sides. Two of them are left to DSP blocks, those with the upper six bits of `a` are made of adders: an
     FPGA that spends a DSP block on every multiplier of the array has none to waste on six bits.
     """
 

@@ -30,10 +30,10 @@ PATIENCE = 7
 class _Requests(wiring.Component):
     """Two-entry buffer of the requests of one port, made for a late `grant`.
 
-    Members: `i`, where requests arrive (`i.ready` is a register); `valid`, `addr` of the request in front, and
-    `bank`, its bank one-hot (0 without a request), all registers; `grant` takes it. Of a write port, `store` is
-    its data and strobes: the wide part stays where it arrived, so that `grant` moves an address and a pointer
-    only.
+    Members: `i`, where requests arrive (`i.ready` is a register); `valid`, `addr` of the request in front,
+    and `bank`, its bank one-hot (0 without a request), all registers; `grant` takes it. Of a write port,
+    `store` is its data and strobes: the wide part stays where it arrived, so that `grant` moves an address
+    and a pointer only.
     """
 
     def __init__(self, config: TileConfig, port: SramRead | SramWrite):
@@ -123,8 +123,8 @@ class Sram(wiring.Component):
         for port, request in zip(ports[n_reads:], requests[n_reads:]):
             m.d.comb += port.busy.eq(request.valid)  # a granted write is ahead of every read granted later
 
-        # Grants: one port per bank, one bank per port. This is the longest path of the crossbar, so what can be
-        # known early is: requests are one-hot by bank, and the turns are taken as if nothing were urgent.
+        # Grants: one port per bank, one bank per port. This is the longest path of the crossbar, so what can
+        # be known early is: requests are one-hot by bank, and the turns are taken as if nothing were urgent.
         grants = []
         for b in range(config.sram_banks):
             m.submodules[f"turns_{b}"] = turns = RoundRobin(len(ports))

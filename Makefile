@@ -7,7 +7,7 @@ STAMP  := $(VENV)/.stamp
 export CONFIG WAVES
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test bench models verilog docs lint formal dma-soak clean
+.PHONY: help env sim test bench models verilog pnr docs lint formal dma-soak clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -35,6 +35,10 @@ models: env  ## models on the RTL: cycles per token, bound, agreement with float
 
 verilog: env  ## export build/$(CONFIG).v
 	$(PY) -m hw.export --config $(CONFIG) -o build/$(CONFIG).v
+
+pnr: CONFIG := $(if $(filter command line environment,$(origin CONFIG)),$(CONFIG),ecp5)
+pnr: env  ## place and route the tile on an LFE5U-85F, three seeds (CONFIG=ecp5; ARGS="--unit sram")
+	$(PY) -m sim.pnr --config $(CONFIG) $(ARGS)
 
 docs: env  ## docs/isa.md, docs/registers.md and build/serrano_registers.h from the tables
 	$(PY) -m hw.isa_docs

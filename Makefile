@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.stamp
 export CONFIG WAVES
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test bench models verilog synth docs lint formal dma-soak clean
+.PHONY: help env sim test bench models verilog synth docs lint formal dma-soak pnr clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -39,6 +39,10 @@ verilog: env  ## export build/<config>.v, with lint waivers, C header, FuseSoC c
 
 synth: env  ## LUT, FF, DSP, RAM per unit (CONFIG=, TARGET=ecp5|nexus|gowin|xilinx, ARGS=--update)
 	$(PY) -m sim.synth --config $(CONFIG) --target $(TARGET) $(ARGS)
+
+pnr: CONFIG := $(if $(filter command line environment,$(origin CONFIG)),$(CONFIG),ecp5)
+pnr: env  ## place and route the tile on an LFE5U-85F, three seeds (CONFIG=ecp5; ARGS="--unit sram")
+	$(PY) -m sim.pnr --config $(CONFIG) $(ARGS)
 
 docs: env  ## docs/isa.md, docs/registers.md and C headers in build/ from the tables
 	$(PY) -m hw.isa_docs

@@ -27,8 +27,8 @@ class CommandPort(wiring.Component):
     Members: `i` (beats), `o` (command_layout(ins)), `level` (beats waiting), `busy` (a beat or a command is
     held).
     Double buffered: the operands of the next command are collected while `o` waits; one beat per cycle, `o`
-    one cycle
-    after `go`. Beats of operands that the instruction does not have are ignored. Reset drops everything.
+    one cycle after `go`, but not in the cycle after the command before it was taken. Beats of operands that
+    the instruction does not have are ignored. Reset drops everything.
     """
 
     def __init__(self, ins: Instruction):
@@ -47,26 +47,29 @@ class CommandPort(wiring.Component):
         beat = fifo.o.payload
         go = Signal(go_layout)
         take = Signal()
+        # `o` follows the collected operands while it is not valid, so that nothing wide hangs on a unit's
+        # `ready`, which comes late in its cycle.
         m.d.comb += [
             go.eq(beat.value),
-            fifo.o.ready.eq(~beat.go | ~self.o.valid | self.o.ready),
-            take.eq(fifo.o.valid & fifo.o.ready & beat.go),
+            fifo.o.ready.eq(~beat.go | ~self.o.valid),
+            take.eq(fifo.o.valid & beat.go & ~self.o.valid),
             self.level.eq(fifo.level),
             self.busy.eq(fifo.level.any() | self.o.valid),
         ]
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
-        with m.If(take):
-            m.d.sync += [self.o.valid.eq(1),
+        mask, taken = Signal(len(self.ins.operands)), Signal()
+        m.d.sync += [taken.eq(take), self.o.valid.eq(take | (self.o.valid & ~self.o.ready))]
+        with m.If(~self.o.valid):
+            m.d.sync += [self.o.payload.mask.eq(mask),
                          *(self.o.payload[f].eq(go[f]) for f in ("sig_a", "sig_b", "sig_c", "pc"))]
-        mask = Signal(len(self.ins.operands))
-        with m.If(take):
-            m.d.sync += [self.o.payload.mask.eq(mask), mask.eq(0)]
+        with m.If(taken):
+            m.d.sync += mask.eq(0)
         for k, operand in enumerate(self.ins.operands):
-            # The collecting register starts at the default, so that an absent operand needs no multiplexer.
+            # The collecting register returns to the default, so that an absent operand needs no multiplexer.
             value = Signal(32, init=operand.default, name=f"{operand.name}_next")
+            with m.If(~self.o.valid):
+                m.d.sync += self.o.payload[operand.name].eq(value)
             with m.If(fifo.o.valid & ~beat.go & (beat.index == k)):
                 m.d.sync += [value.eq(beat.value), mask[k].eq(1)]
-            with m.If(take):
-                m.d.sync += [self.o.payload[operand.name].eq(value), value.eq(operand.default)]
+            with m.Elif(taken):
+                m.d.sync += value.eq(operand.default)
         return m

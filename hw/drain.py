@@ -85,8 +85,12 @@ class Drain(wiring.Component):
         m.d.comb += [words.i.valid.eq(self.valid), words.i.payload.eq(self.i)]
         pop = Signal()
         credits = Signal(range(self.depth + 1), init=self.depth)
-        after = credits + pop - self.reserve
-        m.d.sync += [credits.eq(after), self.credit.eq(after != 0)]
+        m.d.sync += [
+            credits.eq(credits + pop - self.reserve),
+            # not 0 after this cycle; `pop` and `reserve` come late
+            self.credit.eq(Mux(pop, ~self.reserve | (credits != 0),
+                               Mux(self.reserve, credits != 1, credits != 0))),
+        ]
 
         # The command in hand and the place in it.
         command, active, finish = Signal(drain_layout), Signal(), Signal()

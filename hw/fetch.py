@@ -1,6 +1,6 @@
 """Element fetcher: byte addresses in, the SRAM words that hold them out, each word read once per visit."""
 
-from amaranth import Module, Signal
+from amaranth import Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -86,8 +86,11 @@ class Fetcher(wiring.Component):
 
         # Response side: credits guarantee room.
         m.d.comb += [words.i.payload.eq(read.data), words.i.valid.eq(read.valid)]
-        after = credits + taken - send
-        m.d.sync += [credits.eq(after), has_credit.eq(after != 0)]
+        m.d.sync += [
+            credits.eq(credits + taken - send),
+            # not 0 after this cycle; `taken` and `send` come late
+            has_credit.eq(Mux(taken, ~send | (credits != 0), Mux(send, credits != 1, credits != 0))),
+        ]
 
         # Output register: an element of the same word leaves `data` as it is.
         ready = Signal()

@@ -133,6 +133,12 @@ def _leading_bit(nibble: Value) -> Value:
     return Cat(~nibble[3] & (nibble[2] | ~nibble[1]), ~nibble[3] & ~nibble[2])
 
 
+def _shift_add(x: Value, narrow: Value) -> Value:
+    """x * narrow (unsigned) as a sum of shifted rows, which no tool maps to a DSP block."""
+    rows = (Cat(Const(0, k), x & narrow[k].replicate(len(x))) for k in range(len(narrow)))
+    return sum(rows, Const(0, 1))[: len(x) + len(narrow)]
+
+
 # ---- pipelines ---------------------------------------------------------------------------------------------
 
 
@@ -225,7 +231,8 @@ class FpMul(wiring.Component):
     """o = a * b. Equals `golden.arith.fmul` bit for bit.
 
     Latency `stages` (1 .. 4). The 24 x 24 product is four products of at most 18 x 18, with registers on both
-    sides.
+    sides. Two of them are left to DSP blocks, those with the upper six bits of `a` are made of adders: an
+    FPGA that spends a DSP block on every multiplier of the array has none to waste on six bits.
     """
 
     STAGES = 4
@@ -257,8 +264,8 @@ class FpMul(wiring.Component):
         s = cut(
             ll=s.a[:18] * s.b[:18],
             lh=s.a[:18] * s.b[18:],
-            hl=s.a[18:] * s.b[:18],
-            hh=s.a[18:] * s.b[18:],
+            hl=_shift_add(s.b[:18], s.a[18:]),
+            hh=_shift_add(s.b[18:], s.a[18:]),
             sign=s.sign,
             exp=(s.exp - 127).as_signed(),
             zero=s.zero,

@@ -88,7 +88,8 @@ class Fifo(wiring.Component):
         ]
         m.d.sync += [
             head.eq(head + pull), tail.eq(tail + push),
-            full.eq((stored + push - pull)[:bits + 1] == self.depth),
+            # (stored + push - pull == depth), with nothing but a gate behind the late `push` and `pull`
+            full.eq(~pull & (full | (push & (stored == self.depth - 1)))),
             self.o.valid.eq(pull | (self.o.valid & ~self.o.ready)),
         ]
         return m

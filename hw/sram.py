@@ -13,7 +13,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from .config import TileConfig
-from .glue import RoundRobin, SkidBuffer, onehot_mux
+from .glue import RoundRobin, onehot_mux
 from .memory import SinglePortRam
 from .ports import SramRead, SramWrite
 
@@ -25,6 +25,51 @@ in cycle t + 5. Each cycle that the request or an earlier one of its port waits 
 
 PATIENCE = 7
 """Grants in a row that the port named `first` may take from a bank while others wait for it."""
+
+
+class _Requests(wiring.Component):
+    """Two-entry buffer of the requests of one port, made for a late `grant`.
+
+    Members: `i`, where requests arrive (`i.ready` is a register); `valid`, `addr` of the request in front,
+    and `bank`, its bank one-hot (0 without a request), all registers; `grant` takes it. Of a write port,
+    `store` is its data and strobes: the wide part stays where it arrived, so that `grant` moves an address
+    and a pointer only.
+    """
+
+    def __init__(self, config: TileConfig, port: SramRead | SramWrite):
+        self.config = config
+        self.wide = 9 * config.word_bytes if isinstance(port, SramWrite) else 0
+        super().__init__({
+            "i": In(port.members["req"].signature), "grant": In(1), "valid": Out(1),
+            "addr": Out(config.sram_addr_bits), "bank": Out(config.sram_banks), "store": Out(self.wide),
+        })
+
+    def elaborate(self, platform):
+        m = Module()
+        payload = self.i.payload
+        addr = payload.addr if self.wide else payload
+        bank = Cat(addr[:exact_log2(self.config.sram_banks)] == b for b in range(self.config.sram_banks))
+        full, skid_addr, skid_bank = Signal(), Signal.like(self.addr), Signal.like(self.bank)
+        m.d.comb += self.i.ready.eq(~full)
+        with m.If(~self.valid | self.grant):
+            with m.If(full | self.i.valid):  # an address at rest toggles nothing
+                m.d.sync += self.addr.eq(Mux(full, skid_addr, addr))
+            m.d.sync += [
+                self.valid.eq(full | self.i.valid), full.eq(0),
+                self.bank.eq(Mux(full, skid_bank, bank & self.i.valid.replicate(len(bank)))),
+            ]
+        with m.Elif(self.i.valid & ~full):
+            m.d.sync += [skid_addr.eq(addr), skid_bank.eq(bank), full.eq(1)]
+        if self.wide:
+            put, take = Signal(), Signal()  # slot of the next request, slot of the one in front
+            slots = [Signal(self.wide, name=f"slot_{k}", reset_less=True) for k in range(2)]
+            push = self.i.valid & ~full
+            m.d.sync += [put.eq(put ^ push), take.eq(take ^ (self.valid & self.grant))]
+            for k, slot in enumerate(slots):
+                with m.If(push & (put == k)):
+                    m.d.sync += slot.eq(Cat(payload.data, payload.strb))
+            m.d.comb += self.store.eq(Mux(take, slots[1], slots[0]))
+        return m
 
 
 class Sram(wiring.Component):
@@ -71,20 +116,20 @@ class Sram(wiring.Component):
         # Request registers.
         requests = []
         for name, port in zip(self.reads + self.writes, ports):
-            m.submodules[f"{name}_request"] = buffer = SkidBuffer(port.req.signature.members["payload"].shape)
-            wiring.connect(m, buffer.i, wiring.flipped(port.req))
-            requests.append(buffer.o)
-        addresses = [r.payload for r in requests[:n_reads]] + [r.payload.addr for r in requests[n_reads:]]
+            kind = SramRead if name in self.reads else SramWrite
+            m.submodules[f"{name}_request"] = request = _Requests(config, kind(config))
+            wiring.connect(m, request.i, wiring.flipped(port.req))
+            requests.append(request)
         for port, request in zip(ports[n_reads:], requests[n_reads:]):
             m.d.comb += port.busy.eq(request.valid)  # a granted write is ahead of every read granted later
 
-        # Grants: one port per bank, one bank per port.
+        # Grants: one port per bank, one bank per port. This is the longest path of the crossbar, so what can
+        # be known early is: requests are one-hot by bank, and the turns are taken as if nothing were urgent.
         grants = []
         for b in range(config.sram_banks):
             m.submodules[f"turns_{b}"] = turns = RoundRobin(len(ports))
             asking = Signal(len(ports), name=f"asking_{b}")
-            m.d.comb += asking.eq(Cat(
-                request.valid & (address[:bank_bits] == b) for request, address in zip(requests, addresses)))
+            m.d.comb += asking.eq(Cat(request.bank[b] for request in requests))
             if self.first is None:
                 m.d.comb += turns.requests.eq(asking)
                 grants.append(turns.grant)
@@ -95,28 +140,25 @@ class Sram(wiring.Component):
             urgent = Signal(name=f"urgent_{b}")
             m.d.comb += [
                 urgent.eq(asking[index] & (passed_over != PATIENCE)),
-                turns.requests.eq(Mux(urgent, 0, others)),
+                turns.requests.eq(others), turns.advance.eq(~urgent),
             ]
             m.d.sync += passed_over.eq(Mux(urgent & others.any(), passed_over + 1, 0))
-            grants.append(turns.grant | (urgent << index))
+            grants.append((turns.grant & ~urgent.replicate(len(ports))) | (urgent << index))
         granted = Signal(len(ports))
         m.d.comb += granted.eq(Cat(Cat(grant[p] for grant in grants).any() for p in range(len(ports))))
         for p, request in enumerate(requests):
-            m.d.comb += [request.ready.eq(granted[p]), self.count_wait[p].eq(request.valid & ~granted[p])]
+            m.d.comb += [request.grant.eq(granted[p]), self.count_wait[p].eq(request.valid & ~granted[p])]
 
-        # Granted requests: operands of the port, selection of the bank.
-        rows = []
-        for p, address in enumerate(addresses):
-            row = Signal(len(address) - bank_bits, name=f"row_{p}")
-            with m.If(granted[p]):
-                m.d.sync += row.eq(address[bank_bits:])
+        # Operands of each port, for the bank that grants it; without a grant nobody looks at them.
+        rows, stores = [], []
+        for p, request in enumerate(requests):
+            row = Signal(config.sram_addr_bits - bank_bits, name=f"row_{p}")
+            m.d.sync += row.eq(request.addr[bank_bits:])
             rows.append(row)
-        stores = []
-        for p, request in enumerate(requests[n_reads:], n_reads):
-            store = Signal(len(request.payload.data) + len(request.payload.strb), name=f"store_{p}")
-            with m.If(granted[p]):
-                m.d.sync += store.eq(Cat(request.payload.data, request.payload.strb))
-            stores.append(store)
+            if p >= n_reads:
+                store = Signal(len(request.store), name=f"store_{p}")
+                m.d.sync += store.eq(request.store)
+                stores.append(store)
 
         # Banks.
         words = []
@@ -140,7 +182,7 @@ class Sram(wiring.Component):
 
         # Responses: each port remembers which bank answers in which cycle.
         for p, port in enumerate(ports[:n_reads]):
-            valid, source = granted[p], addresses[p][:bank_bits]
+            valid, source = granted[p], requests[p].addr[:bank_bits]
             for stage in range(READ_LATENCY - 2):
                 next_valid, next_source = (Signal(name=f"valid_{p}_{stage}"),
                                            Signal(bank_bits, name=f"source_{p}_{stage}"))

@@ -291,7 +291,7 @@ class Tile(wiring.Component):
         ]
 
         self._control(m, csr, control, watchdog, sequencer, semaphores, program, units, ports)
-        self._counters(m, csr, control, watchdog, sequencer, sram, units, ports)
+        self._counters(m, csr, control, watchdog, sequencer, sram, units)
         return m
 
     def _axi(self, m: Module, load: LoadEngine, store: StoreEngine) -> None:
@@ -313,8 +313,10 @@ class Tile(wiring.Component):
         """State of the run, errors, status registers, interrupt."""
         busy, queued = Signal(N), Signal(N)
         error = Signal(error_layout)
+        # Gathered in registers: the units are far apart. QUIET_CYCLES covers the cycle.
+        m.d.sync += [busy.eq(Cat(units[t].busy for t in range(N))),
+                     queued.eq(Cat(ports[t].busy for t in range(N)))]
         m.d.comb += [
-            busy.eq(Cat(units[t].busy for t in range(N))), queued.eq(Cat(ports[t].busy for t in range(N))),
             control.doorbell.eq(csr.ctrl_doorbell), control.abort.eq(csr.ctrl_abort),
             control.words.eq(csr.prog_words),
             control.ready.eq(sequencer.ready), control.loaded.eq(program.complete), control.error.eq(error),
@@ -355,11 +357,13 @@ class Tile(wiring.Component):
             units[SEND].tile_id.eq(csr.tile_id), self.irq.eq(csr.irq),
         ]
 
-    def _counters(self, m, csr, control, watchdog, sequencer, sram, units, ports) -> None:
+    def _counters(self, m, csr, control, watchdog, sequencer, sram, units) -> None:
         """Events to counters; the watchdog's idea of progress."""
         names = {"load": units[LOAD], "store": units[STORE], "matmul": units[MATMUL], "vector": units[VECTOR],
                  "noc": units[SEND], "sequencer": sequencer}
-        tile = {"count_cycles": 1, "count_sram_wait": sum(sram.count_wait),
+        sram_wait = Signal.like(sram.count_wait)  # who waits is known late in a cycle
+        m.d.sync += sram_wait.eq(sram.count_wait)
+        tile = {"count_cycles": 1, "count_sram_wait": sum(sram_wait),
                 **{f"count_thread_wait_{t}": sequencer.waiting[t] for t in range(N)}}
         m.d.comb += [csr.count_enable.eq(control.enable), csr.count_clear.eq(control.fresh)]
         for c in COUNTERS:
@@ -367,17 +371,16 @@ class Tile(wiring.Component):
             m.d.comb += getattr(csr, f"count_{c.name.lower()}").eq(
                 tile[member] if unit == "tile" else getattr(names[unit], member))
 
-        # Cycles since the first command, sampled while some unit works.
+        # Cycles since the first command, sampled while some unit works (as seen a cycle later).
         begun, cycles = Signal(), Signal(32)
         working = Signal()
-        m.d.comb += working.eq(reduce(or_, (p.busy for p in ports.values()))
-                               | reduce(or_, (u.busy for u in units.values())))
+        m.d.comb += working.eq((csr.units_busy | csr.units_queued).any())
         with m.If(control.fresh):
             m.d.sync += [begun.eq(0), cycles.eq(0), csr.unit_cycles.eq(0)]
         with m.Elif(control.running):
             m.d.sync += [begun.eq(begun | sequencer.issued.any()), cycles.eq(cycles + begun)]
             with m.If(begun & working):
-                m.d.sync += csr.unit_cycles.eq(cycles + 1)
+                m.d.sync += csr.unit_cycles.eq(cycles)
 
         m.d.sync += watchdog.progress.eq(reduce(or_, (
             sequencer.progress, units[LOAD].count_read_beat, units[STORE].count_write_beat,

@@ -169,8 +169,12 @@ class VectorExecute(wiring.Component):
         with m.Elif(flush.any()):
             m.d.sync += flush.eq(flush + 1)
         popped = results.o.valid & results.o.ready
-        after = credits + popped - (issue & c.mode.any())
-        m.d.sync += [credits.eq(after), has_credit.eq(after != 0)]
+        spent = issue & c.mode.any()
+        m.d.sync += [
+            credits.eq(credits + popped - spent),
+            # not 0 after this cycle; `popped` and `spent` come late
+            has_credit.eq(Mux(popped, ~spent | (credits != 0), Mux(spent, credits != 1, credits != 0))),
+        ]
 
         # Unpack register.
         ua, ub, ud = (Signal(word, name=f"unpacked_{name}", reset_less=True) for name in "abd")

@@ -114,8 +114,9 @@ def test_proof():
     ("range(READ_LATENCY - 2)", "range(READ_LATENCY - 3)"),
     ("m.d.sync += select.eq(grants[b])", "m.d.comb += select.eq(grants[b])"),
     ("bank.we.eq(select[n_reads:].any())", "bank.we.eq(select.any())"),
-    ("request.valid & (address[:bank_bits] == b)", "(address[:bank_bits] == b)"),
-    ("row.eq(address[bank_bits:])", "row.eq(address[bank_bits:] & (p != 1))"),
+    ("bank & self.i.valid.replicate(len(bank))", "bank"),
+    ("take.eq(take ^ (self.valid & self.grant))", "take.eq(take ^ self.valid)"),
+    ("row.eq(request.addr[bank_bits:])", "row.eq(request.addr[bank_bits:] & (p != 1))"),
 ])
 def test_seeded_bug(old, new):
     refute(Memory(mutant(sram, old, new)), depth=14)

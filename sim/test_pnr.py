@@ -1,0 +1,73 @@
+"""Place and route: the wrapper, the tables and one small design all the way through the tools."""
+import json
+from collections import Counter
+
+import pytest
+from amaranth import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from sim import pnr
+
+
+class Adder(wiring.Component):
+    """Sixteen bits of sum behind a register, and a second output that nothing depends on."""
+
+    def __init__(self):
+        super().__init__({"a": In(16), "b": In(16), "sum": Out(17), "odd": Out(1)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.late = late = Later()
+        m.d.comb += [late.i.eq(self.a + self.b), self.sum.eq(late.o), self.odd.eq(self.a[0] ^ self.b[0])]
+        return m
+
+
+class Later(wiring.Component):
+    def __init__(self):
+        super().__init__({"i": In(17), "o": Out(17)})
+
+    def elaborate(self, platform):
+        m = Module()
+        held = Signal(17)
+        m.d.sync += held.eq(self.i)
+        m.d.comb += self.o.eq(held)
+        return m
+
+
+@pytest.fixture(scope="module")
+def netlist(tmp_path_factory):
+    return pnr.synthesise(Adder(), tmp_path_factory.mktemp("pnr"))
+
+
+def test_area(netlist):
+    """Every port bit has its register, and cells are counted in their units."""
+    count = pnr.area(netlist)
+    assert count["late"]["TRELLIS_FF"] == 17
+    total = sum(count.values(), Counter())
+    assert total["TRELLIS_FF"] == 17 + 32 + 2 * 18  # inputs; outputs and their fold
+    assert total["CCU2C"] == 9
+
+
+def test_place_and_route(netlist):
+    report = pnr.place_and_route(netlist, pnr.ROOT / "constraints/ecp5.lpf", 1, 100.0)
+    assert report["utilization"]["TRELLIS_FF"]["used"] == 17 + 32 + 2 * 18
+    lines = pnr.worst_path(report, pnr.Sources(netlist))
+    (fmax,) = (f["achieved"] for f in report["fmax"].values())
+    assert float(lines[-1].split()[0]) == pytest.approx(1000 / fmax, abs=0.02)
+    assert any("sim/test_pnr.py:" in line or "sim/pnr.py:" in line for line in lines)
+    assert not pnr.late(report, 1000 / fmax + 0.01)
+    misses = pnr.late(report, 0.9)
+    assert misses["late"][0][0] > 0.9 and misses["late"][0][1].startswith("inner.late.held")
+
+
+def test_same_netlist_is_kept(netlist):
+    before = netlist.stat().st_mtime_ns
+    assert pnr.synthesise(Adder(), netlist.parent).stat().st_mtime_ns == before
+    assert json.loads(netlist.read_text())["modules"]["top"]
+
+
+def test_unit():
+    assert pnr.unit("inner.vector.execute.lanes.add") == "vector.execute"
+    assert pnr.unit("inner.sum") == "top"
+    assert pnr.unit("port_a_TRELLIS_FF_Q") == "ports"

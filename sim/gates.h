@@ -230,7 +230,7 @@ class Vtop {
                     gates.net[gates.operands[port.operands + b]] = -Lanes(where[p][b / 8] >> (b % 8) & 1);
     }
     void show() {
-        bool check = in_reset >= 4 && !rst;
+        bool check = in_reset >= 2 && !rst;
         for (size_t p = 0; p < where.size(); p++) {
             auto& port = gates.ports[p];
             if (port.input) continue;

@@ -72,8 +72,11 @@ ECP5 = f"""
 read_verilog design.v
 synth_ecp5 -top {{top}} -noiopad
 tee -q -o cells.txt stat
-delete A:whitebox=1 A:lib_whitebox=1 A:blackbox=1
-read_verilog -overwrite -D NO_INCLUDES +/ecp5/common_sim.vh +/ecp5/ccu2c_sim.vh cells.v
+select {{top}}
+write_rtlil -selected mapped.il
+design -reset
+read_rtlil mapped.il
+read_verilog +/ecp5/common_sim.vh +/ecp5/ccu2c_sim.vh cells.v
 hierarchy -check -top {{top}}
 proc
 setattr -unset init w:*
@@ -102,8 +105,15 @@ OPS = {  # as in sim/gates.h; operands in the order of the operation
     "$_MUX_": (9, "ABS"),
 }
 READ_OP = 10
-QUALIFIED = (("_payload", "_valid"), ("m_axi_ar", "m_axi_arvalid"), ("m_axi_aw", "m_axi_awvalid"),
-             ("m_axi_w", "m_axi_wvalid"), ("s_axil_b", "s_axil_bvalid"), ("s_axil_r", "s_axil_rvalid"))
+CONSTANTS = ("0", "1", "x", "z")
+QUALIFIED = (
+    ("_payload", "_valid"),
+    ("m_axi_ar", "m_axi_arvalid"),
+    ("m_axi_aw", "m_axi_awvalid"),
+    ("m_axi_w", "m_axi_wvalid"),
+    ("s_axil_b", "s_axil_bvalid"),
+    ("s_axil_r", "s_axil_rvalid"),
+)
 
 
 def yosys(script: str, folder: Path) -> None:
@@ -181,9 +191,10 @@ def program(module: dict[str, Any], clock: str = "clk") -> np.ndarray:
             op, pins = OPS[kind]
             gates.append((op, [c[p][0] for p in pins], c["Y"][0]))
         elif kind.startswith(("$_DFF_P_", "$_DFFE_PP_", "$_SDFF")):
-            if c["C"][0] != clk:
+            idle = c["C"][0] in CONSTANTS  # of a memory block's unused port
+            if c["C"][0] != clk and not idle:
                 raise ValueError(f"register {name} ({kind}) is not clocked by {clock} itself")
-            flops.append((_flop(cell, extra), c["Q"][0]))
+            flops.append((("0", "0", "0", "0") if idle else _flop(cell, extra), c["Q"][0]))
         elif kind == "$mem_v2":
             memories.append((name, cell))
         elif kind != "$scopeinfo":
@@ -200,32 +211,59 @@ def program(module: dict[str, Any], clock: str = "clk") -> np.ndarray:
     blobs: list[list[int]] = []
     for number, (name, cell) in enumerate(memories):
         p, c = cell["parameters"], cell["connections"]
-        width, size, abits, n_rd, n_wr = (int(str(p[k]), 2) for k in
-                                          ("WIDTH", "SIZE", "ABITS", "RD_PORTS", "WR_PORTS"))
+        width, size, abits, n_rd, n_wr = (
+            int(str(p[k]), 2) for k in ("WIDTH", "SIZE", "ABITS", "RD_PORTS", "WR_PORTS")
+        )
         content = [{"0": 0, "1": 1}.get(x, 2) for x in reversed(p["INIT"])][: width * size]
         content += [2] * (width * size - len(content))
-        blobs.append([width, size, abits, int(n_wr > 0), *([len(content), *content]
-                                                           if any(x != 2 for x in content) else [0])])
+        blobs.append(
+            [
+                width,
+                size,
+                abits,
+                int(n_wr > 0),
+                *([len(content), *content] if any(x != 2 for x in content) else [0]),
+            ]
+        )
         clocked = _binary(p["RD_CLK_ENABLE"], n_rd)
         if "1" in _binary(p["RD_TRANSPARENCY_MASK"], n_rd * max(n_wr, 1))[: n_rd * n_wr]:
             raise ValueError(f"memory {name} has a transparent read port")
         for i in range(n_rd):
-            if clocked[i] == "1" and (c["RD_CLK"][i] != clk or _binary(p["RD_CLK_POLARITY"], n_rd)[i] != "1"):
+            idle = clocked[i] == "1" and c["RD_CLK"][i] in CONSTANTS
+            rising = c["RD_CLK"][i] == clk and _binary(p["RD_CLK_POLARITY"], n_rd)[i] == "1"
+            if clocked[i] == "1" and not (idle or rising):
                 raise ValueError(f"read port {i} of memory {name} is not clocked by {clock} itself")
-            if c["RD_ARST"][i] not in ("0", "x"):
+            if c["RD_ARST"][i] not in CONSTANTS:
                 raise ValueError(f"read port {i} of memory {name} has an asynchronous reset")
             reset = c["RD_SRST"][i]
-            if reset not in ("0", "x") and _binary(p["RD_CE_OVER_SRST"], n_rd)[i] == "1":
+            if reset not in CONSTANTS and _binary(p["RD_CE_OVER_SRST"], n_rd)[i] == "1":
                 gates.append((1, [reset, c["RD_EN"][i]], f"reset of {name} {i}"))
                 reset = f"reset of {name} {i}"
             values = list(_binary(p["RD_SRST_VALUE"], n_rd * width)[i * width :][:width])
-            reads.append((number, clocked[i] == "1", c["RD_EN"][i], reset, c["RD_DATA"][i * width :][:width],
-                          c["RD_ADDR"][i * abits :][:abits], values))
+            reads.append(
+                (
+                    number,
+                    clocked[i] == "1",
+                    "0" if idle else c["RD_EN"][i],
+                    "0" if idle else reset,
+                    c["RD_DATA"][i * width :][:width],
+                    c["RD_ADDR"][i * abits :][:abits],
+                    values,
+                )
+            )
         for i in range(n_wr):
+            if c["WR_CLK"][i] in CONSTANTS:
+                continue
             if c["WR_CLK"][i] != clk or _binary(p["WR_CLK_POLARITY"], n_wr)[i] != "1":
                 raise ValueError(f"write port {i} of memory {name} is not clocked by {clock} itself")
-            writes.append((number, c["WR_ADDR"][i * abits :][:abits] + c["WR_DATA"][i * width :][:width]
-                           + c["WR_EN"][i * width :][:width]))
+            writes.append(
+                (
+                    number,
+                    c["WR_ADDR"][i * abits :][:abits]
+                    + c["WR_DATA"][i * width :][:width]
+                    + c["WR_EN"][i * width :][:width],
+                )
+            )
     read_data = [nets.new(r[4]) if r[1] else 0 for r in reads]
     for i, r in enumerate(reads):
         if not r[1]:
@@ -247,18 +285,27 @@ def program(module: dict[str, Any], clock: str = "clk") -> np.ndarray:
         operands.extend(nets.slot[b] for b in bits)
         return at
 
-    read_words = [(m, int(clocked), nets.slot[enable], nets.slot[reset], data, slots(address + values))
-                  for (m, clocked, enable, reset, _, address, values), data in zip(reads, read_data)]
+    read_words = [
+        (m, int(clocked), nets.slot[enable], nets.slot[reset], data, slots(address + values))
+        for (m, clocked, enable, reset, _, address, values), data in zip(reads, read_data)
+    ]
     write_words = [(m, slots(bits)) for m, bits in writes]
     port_words = []
     for name, port in ports.items():
-        valid = next((v if v.startswith(("m_", "s_")) else name.removesuffix("_payload") + v
-                      for part, v in QUALIFIED
-                      if (name.startswith(part) if part[0] != "_" else name.endswith(part))), None)
+        valid = next(
+            (
+                v if v.startswith(("m_", "s_")) else name.removesuffix("_payload") + v
+                for part, v in QUALIFIED
+                if (name.startswith(part) if part[0] != "_" else name.endswith(part))
+            ),
+            None,
+        )
         qualified = valid in ports and valid != name and not name.endswith("ready")
         qualifier = nets.slot[ports[valid]["bits"][0]] if qualified and valid else -1
         width = len(port["bits"])
-        port_words.append((_bytes(width), width, int(port["direction"] == "input"), qualifier, slots(port["bits"])))
+        port_words.append(
+            (_bytes(width), width, int(port["direction"] == "input"), qualifier, slots(port["bits"]))
+        )
     flop_words = [[nets.slot[b] for b in f] for f, _ in flops]
     parts: list[Any] = [[nets.count, first_flop]]
     for rows in (groups, flop_words, read_words, write_words, port_words):
@@ -322,16 +369,34 @@ def build(words: np.ndarray, ports: dict[str, tuple[str, int]], name: str = "gat
         work = Path(folder)
         kinds = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t"}
         members = [
-            f"  {kinds[_bytes(w)]} {n} = 0;" if w <= 64 else f"  struct {{ uint32_t w[{_bytes(w) // 4}]; }} {n} = {{}};"
+            f"  {kinds[_bytes(w)]} {n} = 0;"
+            if w <= 64
+            else f"  struct {{ uint32_t w[{_bytes(w) // 4}]; }} {n} = {{}};"
             for n, (_, w) in ports.items()
         ]
         (work / "members.inc").write_text("\n".join(members) + "\n")
         (work / "ports.inc").write_text("".join(f"PORT({n})\n" for n in ports))
-        (work / "inputs.inc").write_text("".join(f"INPUT({n})\n" for n, (way, _) in ports.items() if way == "input"))
+        (work / "inputs.inc").write_text(
+            "".join(f"INPUT({n})\n" for n, (way, _) in ports.items() if way == "input")
+        )
         (work / "Vtop.h").write_text('#include "gates.h"\n')
         (work / "verilated.h").write_text("// The context is in gates.h.\n")
-        _run([os.environ.get("CXX", "g++"), *CXXFLAGS, *_native()[0], "-O3", "-shared", f'-DGATES_FILE="{data}"',
-              f"-I{work}", f"-I{ROOT}", str(ROOT / "harness.cpp"), "-o", str(work / "lib.so")], work)
+        _run(
+            [
+                os.environ.get("CXX", "g++"),
+                *CXXFLAGS,
+                *_native()[0],
+                "-O3",
+                "-shared",
+                f'-DGATES_FILE="{data}"',
+                f"-I{work}",
+                f"-I{ROOT}",
+                str(ROOT / "harness.cpp"),
+                "-o",
+                str(work / "lib.so"),
+            ],
+            work,
+        )
         part = library.with_suffix(f".{os.getpid()}")
         shutil.copy(work / "lib.so", part)
         os.replace(part, library)
@@ -375,8 +440,9 @@ def run_block(config: TileConfig, library: Path, seed: int = 1, tokens: int = 3,
     model = MachineDevice(config, trace=True)
     model.attach(image.dram.data)
     assert model.machine is not None
-    rtl = RtlDevice(config, dram_bytes=2 * dram, seed=seed, random_init=True, watchdog=50_000, library=library,
-                    stall=0.1)
+    rtl = RtlDevice(
+        config, dram_bytes=2 * dram, seed=seed, random_init=True, watchdog=50_000, library=library, stall=0.1
+    )
     try:
         # SRAM that nothing has written differs between the lanes and, as padding, may reach DRAM: fill it.
         fill = Program(config)
@@ -392,10 +458,15 @@ def run_block(config: TileConfig, library: Path, seed: int = 1, tokens: int = 3,
             wrong = first_difference(rtl.dram, model.machine, image.dram, image.labels.get(phase, {}))
             assert wrong is None, f"{phase}, seed {seed}: {wrong}"
         block = Block(BLOCK, params)
-        want = [block.forward(x[:tokens], 0), *(block.forward(x[i : i + 1], i) for i in range(tokens, len(x)))]
+        want = [
+            block.forward(x[:tokens], 0),
+            *(block.forward(x[i : i + 1], i) for i in range(tokens, len(x))),
+        ]
         assert np.array_equal(image.outputs(rtl.dram).view(np.uint32), np.concatenate(want).view(np.uint32))
         checked, cycle, lanes, port = divergence(library)
-        assert checked and not lanes, f"seed {seed}: {port} depends on the power-up state in cycle {cycle}, lanes {lanes:#x}"
+        assert checked and not lanes, (
+            f"seed {seed}: {port} depends on the power-up state in cycle {cycle}, lanes {lanes:#x}"
+        )
         return rtl.sim.cycles
     finally:
         rtl.close()
@@ -405,7 +476,9 @@ def main(argv: list[str] | None = None) -> int:
     """Command line: the netlist of a named config, and a block on it."""
     parser = argparse.ArgumentParser(prog="python -m sim.gates", description=main.__doc__)
     parser.add_argument("--config", default="tiny", help="named config (default: tiny)")
-    parser.add_argument("--cells", choices=sorted(SCRIPTS), help="default: ecp5 for the config ecp5, else generic")
+    parser.add_argument(
+        "--cells", choices=sorted(SCRIPTS), help="default: ecp5 for the config ecp5, else generic"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="blocks to run, each with 64 power-up states")
     args = parser.parse_args(argv)
     config = named(args.config)

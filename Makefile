@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.stamp
 export CONFIG WAVES
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test bench models verilog synth docs lint formal dma-soak pnr clean
+.PHONY: help env sim test bench models verilog synth docs lint formal dma-soak pnr gates asic clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -53,6 +53,12 @@ lint: env  ## ruff and mypy
 
 formal: env  ## proofs in sim/formal
 	$(PY) -m pytest -v sim/formal $(T)
+
+gates: env  ## a block on the Yosys netlist, 64 power-up states at once (CONFIG=tiny|ecp5, ARGS="--seeds 3")
+	$(PY) -m sim.gates --config $(if $(filter command line environment,$(origin CONFIG)),$(CONFIG),tiny) $(ARGS)
+
+asic: env  ## cells of a liberty file: area by unit, macros, longest path (LIBERTY=, CONFIG=)
+	$(PY) -m sim.asic --config $(CONFIG) --liberty $(LIBERTY) $(ARGS)
 
 dma-soak: env  ## a million random DMA transfers with stalls, errors and resets
 	$(PY) -m sim.dma_soak --transfers 1000000 $(ARGS)

@@ -81,10 +81,11 @@ def test_names_are_plain_and_follow_the_hierarchy(text):
         assert len(names) == len(set(names)) and not KEYWORDS & set(names), module.name
 
 
-def test_renaming_is_one_to_one_and_reaches_every_use():
-    text = verilog(NocPort(TINY), "top")
+@pytest.mark.parametrize("component", [NocPort, Semaphores])
+def test_renaming_is_one_to_one_and_reaches_every_use(component):
+    text = verilog(component(TINY), "top")
     new, names = rename(text, "top")
-    assert len(names) == len(parse(new)) > 5
+    assert len(names) == len(parse(new)) > 1
     before, after = parse(text), parse(new)
     for (old_name, old), fresh in zip(before.items(), after.values(), strict=True):
         mine = names[old_name]

@@ -49,7 +49,8 @@ class HostLink(wiring.Component):
     Members: `m_axil` to the tile's registers, `m_axi` to the board's memory (one beat at a time, strobes for
     what a beat does not cover whole). memory_bytes: what HELLO reports, 0 for not known.
 
-    One byte per cycle into and out of the frame's buffer; an access costs its bus latency per beat besides.
+    One byte per cycle into the frame's buffer and between it and the buses, whose latency comes on top per
+    beat; one byte per two cycles out (a UART takes 40).
     While a frame is executed and answered, QUEUE_BYTES bytes of the next ones wait in a FIFO. An access whose
     bus never answers blocks the link until reset.
     """
@@ -202,9 +203,11 @@ class HostLink(wiring.Component):
             m.d.comb += self._place.eq(self._at + 1)
             m.d.sync += [self._left.eq(Cat(self._left[8:], self._ram.rdata)), self._at.eq(self._at + 1)]
             with m.If(self._at == 3):
-                m.next = "WRITE"
-                with m.If(~(Cat(self._left[8:], self._ram.rdata).any())):
-                    answer(Status.REFUSED)
+                m.next = "COUNTED"
+        with m.State("COUNTED"):
+            m.next = "WRITE"
+            with m.If(~self._left.any()):
+                answer(Status.REFUSED)
 
     # ---- accesses
 
@@ -298,9 +301,9 @@ class HostLink(wiring.Component):
     # ---- frames out
 
     def _respond(self, m: Module, o) -> None:
-        """OPEN, HEAD, DATA, SUM, CLOSE -> RECEIVE: the answer, with escapes and CRC."""
+        """OPEN, HEAD, FETCH and DATA, SUM, CLOSE -> RECEIVE: the answer, with escapes and CRC."""
         escape, value, special, advance = Signal(), Signal(8), Signal(), Signal()
-        position = Signal(range(HEADER_BYTES))
+        position, byte, final = Signal(range(HEADER_BYTES)), Signal(8), Signal()
         status = Const(0, 8) | Value.cast(self._status)
         head = Cat(self._seq, self._op, Const(0, 16) | self._answer, status, self._next, Const(0, 16))
         m.d.comb += special.eq((value == END) | (value == ESCAPE))
@@ -335,15 +338,19 @@ class HostLink(wiring.Component):
             with m.If(advance & (position == HEADER_BYTES - 1)):
                 m.next = "SUM"
                 with m.If(self._answer.any()):
-                    m.next = "DATA"
+                    m.next = "FETCH"
+        # A cycle to fetch and one to send: a block RAM's output is too late to decide on its next address.
+        with m.State("FETCH"):
+            m.d.sync += [byte.eq(self._ram.rdata), self._at.eq(self._at + 1),
+                         final.eq(self._at == self._answer - 1)]
+            m.next = "DATA"
         with m.State("DATA"):
-            m.d.comb += value.eq(self._ram.rdata)
+            m.d.comb += value.eq(byte)
             put()
             summed()
             with m.If(advance):
-                m.d.comb += self._place.eq(self._at + 1)
-                m.d.sync += self._at.eq(self._at + 1)
-                with m.If(self._at == self._answer - 1):
+                m.next = "FETCH"
+                with m.If(final):
                     m.d.sync += position.eq(0)
                     m.next = "SUM"
         with m.State("SUM"):

@@ -13,7 +13,8 @@ import pytest
 from golden.machine import Machine
 from hw.config import TINY
 from hw.isa import MATMUL_FLAGS, VECTOR_FLAGS, VECTOR_FLAGS2, Error, Op, encode_seq, encode_unit, pack
-from sim.tile import RtlDevice, TileError
+from sim.tile import RtlDevice
+from sw.device import TileError
 from sw.random_programs import RandomProgram, random_program
 
 DRAM_BYTES = 2 << 20

@@ -21,11 +21,11 @@ from golden.model import Model
 from golden.spec import GPTOSS_SIM, LLAMA_SIM, BlockSpec, random_params
 from hw.config import BASE, ECP5, TileConfig, named
 from sim.fastsim import waves_path
-from sim.tile import RtlDevice, TileError, first_difference
+from sim.tile import RtlDevice, first_difference
 from sw.block import BlockImage
 from sw.checkpoint import load_checkpoint
 from sw.cost import block_need
-from sw.device import MachineDevice, Run
+from sw.device import MachineDevice, Run, TileError
 from sw.runtime import Session
 
 STORYTELLER = Path(__file__).parents[1] / "models" / "serrano-gptoss"

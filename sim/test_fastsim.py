@@ -18,11 +18,11 @@ from golden.spec import LLAMA_SIM, random_params
 from hw.config import named
 from hw.export import verilog
 from sim.fastsim import BusError, FastSim, SimTimeout
-from sim.tile import RtlDevice, TileError
+from sim.tile import RtlDevice
 from sim.unit import Unit
 from sim.verilate import build_unit, cached_verilog, compile_verilog, parse_ports, randomize_init
 from sw.block import BlockImage
-from sw.device import MachineDevice, Run
+from sw.device import MachineDevice, Run, TileError
 
 
 class Increment(wiring.Component):

@@ -24,7 +24,7 @@ from sim.faulty import (
     status,
     store,
 )
-from sim.tile import TileError
+from sw.device import TileError
 
 SEQ = encode_seq
 

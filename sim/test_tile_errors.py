@@ -31,7 +31,7 @@ from sim.faulty import (
     store,
     vec,
 )
-from sim.tile import TileError
+from sw.device import TileError
 from sw.assembler import Program
 
 SEQ = encode_seq

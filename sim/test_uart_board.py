@@ -16,7 +16,8 @@ from golden.spec import BlockSpec, ModelSpec, random_model
 from hw.config import TINY
 from hw.isa import Error
 from sim.board import BoardSimulation
-from sw.board import BoardError, TileError
+from sw.device import TileError
+from sw.board import BoardError
 from sw.engine import open_device
 from sw.runtime import Session
 from sw.uart import UartDevice

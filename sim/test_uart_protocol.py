@@ -20,7 +20,8 @@ from hw import csr_map
 from hw.config import BASE, TINY
 from hw.isa import Error
 from sim.far_end import FarEnd, Faults, MachineRegisters, frame
-from sw.board import BoardError, TileError, runs
+from sw.device import TileError
+from sw.board import BoardError, runs
 from sw.cli import main
 from sw.engine import open_device
 from sw.mapped import MappedDevice, window

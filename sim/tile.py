@@ -10,19 +10,10 @@ import numpy as np
 from golden.machine import Machine
 from hw import csr_map
 from hw.config import TileConfig
-from hw.isa import Error
 from sim.fastsim import FastSim, SimTimeout
 from sim.trace import Trace
 from sw.layout import DramImage
-from sw.device import Run
-
-
-class TileError(RuntimeError):
-    """The tile stopped with an error; code, pc (word index), value as in the registers ERR_*."""
-
-    def __init__(self, code: int, pc: int, value: int, units: int = 0):
-        super().__init__(f"tile stopped: {Error(code).name} at word {pc}, value {value:#x}, units {units:#x}")
-        self.code, self.pc, self.value = Error(code), pc, value
+from sw.device import Run, TileError
 
 
 class RtlDevice:

@@ -11,9 +11,9 @@ import numpy as np
 
 from hw import csr_map
 from hw.config import TileConfig
-from hw.isa import ARGS, Error
+from hw.isa import ARGS
 
-from .device import Run
+from .device import Run, TileError
 
 ZERO_RUN = 64
 """Zeros of an image that are worth a request of their own."""
@@ -23,14 +23,6 @@ WATCHDOG = 1 << 20
 DONE, ERROR, ABORTED = (1 << f.lo for f in csr_map.BY_NAME["STATUS"].fields[1:4])
 BUSY, DOORBELL, ABORT = 1, 1, 2
 CLOCK_MASK = 0x000F_FFFF  # of CONFIG2: a board may run at another clock
-
-
-class TileError(RuntimeError):
-    """The tile stopped with an error; code, pc (word index), value as in the registers ERR_*."""
-
-    def __init__(self, code: int, pc: int, value: int, units: int = 0):
-        super().__init__(f"tile stopped: {Error(code).name} at word {pc}, value {value:#x}, units {units:#x}")
-        self.code, self.pc, self.value = Error(code), pc, value
 
 
 class BoardError(RuntimeError):

@@ -14,6 +14,14 @@ from hw.config import TileConfig
 from hw.isa import Error
 
 
+class TileError(RuntimeError):
+    """The tile stopped with an error; code, pc (word index), value as in the registers ERR_*."""
+
+    def __init__(self, code: int, pc: int, value: int, units: int = 0):
+        super().__init__(f"tile stopped: {Error(code).name} at word {pc}, value {value:#x}, units {units:#x}")
+        self.code, self.pc, self.value = Error(code), pc, value
+
+
 @dataclass
 class Run:
     """What a run of a program cost; zero where a device does not count it.

@@ -68,8 +68,9 @@ class CommandPort(wiring.Component):
             value = Signal(32, init=operand.default, name=f"{operand.name}_next")
             with m.If(~self.o.valid):
                 m.d.sync += self.o.payload[operand.name].eq(value)
-            with m.If(fifo.o.valid & ~beat.go & (beat.index == k)):
-                m.d.sync += [value.eq(beat.value), mask[k].eq(1)]
-            with m.Elif(taken):
+            here = fifo.o.valid & ~beat.go & (beat.index == k)
+            with m.If(taken & ~here):  # first, so that it becomes a synchronous reset
                 m.d.sync += value.eq(operand.default)
+            with m.Elif(here):
+                m.d.sync += [value.eq(beat.value), mask[k].eq(1)]
         return m

@@ -243,7 +243,12 @@ def main(argv: list[str] | None = None) -> int:
     speeds, full = [], False
     for seed in args.seeds:
         begin = time.monotonic()
-        report = place_and_route(netlist, args.lpf, seed, config.clock_mhz)
+        try:
+            report = place_and_route(netlist, args.lpf, seed, config.clock_mhz)
+        except subprocess.CalledProcessError:  # as a rule the part is too small: its log says for what
+            log = (folder / f"seed{seed}.log").read_text().splitlines()
+            print("\n".join(line for line in log if "ERROR" in line or line.endswith("%")))
+            return 1
         clocks = {name.removeprefix("$glbnet$").partition("$")[0]: fmax["achieved"]
                   for name, fmax in report["fmax"].items()}
         speeds.append(min(clocks.values()))

@@ -1,7 +1,7 @@
 """The part of a liberty file that a longest path needs, and the longest path of a netlist of its cells.
 
-An arc's delay is the middle entry of its tables (a typical edge and load), the slower of rise and fall, in the
-liberty's time unit; a table of one entry is that entry. Wires, sizing, set-up times and the clock network are left out.
+An arc's delay is the middle entry of its tables (a typical edge and load), the slower of rise and fall, in
+the liberty's time unit. Wires, sizing, set-up times and the clock network are left out.
 """
 
 import re
@@ -16,7 +16,7 @@ Group = tuple[str, str, list[Any]]
 
 @dataclass(frozen=True)
 class Cell:
-    """arcs: output pin -> {input pin: delay}; flop: has an `ff` group, `outputs` start paths, inputs end them."""
+    """arcs: output pin -> {input pin: delay}; flop: outputs start paths, inputs end them (an `ff` group)."""
 
     arcs: dict[str, dict[str, float]]
     outputs: frozenset[str]
@@ -49,7 +49,8 @@ def _parse(tokens: list[str], at: int) -> tuple[list[Group], int]:
             at = end
         elif at < len(tokens) and tokens[at] == "(":
             end = tokens.index(")", at)
-            value, at, inner = " ".join(tokens[at + 1 : end]), end + 1, []
+            value, at = " ".join(tokens[at + 1 : end]), end + 1
+            inner: list[Group] = []
             if at < len(tokens) and tokens[at] == "{":
                 inner, at = _parse(tokens, at + 1)
                 at += 1

@@ -176,7 +176,7 @@ class Unit:
 
 
 def synthesise(design: str, liberty: Path, top: str = TOP, macros: str = "") -> list[Unit]:
-    """Map RTLIL to the liberty's cells. Each direct submodule of the top is a unit; the top itself comes last.
+    """Map RTLIL to the liberty's cells. Each submodule of the top is a unit; the top itself comes last.
 
     macros: Verilog black boxes. RuntimeError: the design breaks CHECKS, or Yosys cannot use the liberty;
     ValueError: it is no liberty file with a flip-flop.

@@ -389,7 +389,6 @@ def build(words: np.ndarray, ports: dict[str, tuple[str, int]], name: str = "gat
                 *_native()[0],
                 "-O3",
                 "-shared",
-                f'-DGATES_FILE="{data}"',
                 f"-I{work}",
                 f"-I{ROOT}",
                 str(ROOT / "harness.cpp"),

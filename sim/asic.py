@@ -224,7 +224,7 @@ abc -liberty cells.lib -script +strash;&get,-n;&nf;&put
 clean
 delete t:$scopeinfo
 select -assert-none t:$*
-tee -q -o stat.json stat -json -liberty cells.lib
+tee -q -o stat.json stat -json
 setattr -mod -unset keep_hierarchy *
 flatten
 write_json netlist.json
@@ -248,7 +248,7 @@ write_json netlist.json
         result.append(
             Unit(
                 unit,
-                float(stat[f"\\{kind}"].get("area", 0)),
+                sum(n * cells[k].area for k, n in real.items() if k in cells),
                 sum(n for k, n in real.items() if k not in known),
                 sum(n for k, n in real.items() if k in cells and cells[k].flop),
                 sum(n for k, n in real.items() if k in known),

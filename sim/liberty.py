@@ -21,6 +21,7 @@ class Cell:
     arcs: dict[str, dict[str, float]]
     outputs: frozenset[str]
     flop: bool
+    area: float
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,7 @@ def read_liberty(text: str) -> tuple[dict[str, Cell], str]:
             continue
         arcs: dict[str, dict[str, float]] = {}
         outputs = set()
+        area = next((float(g[1]) for g in body if g[0] == "area"), 0.0)
         for _, pin, statements in (g for g in body if g[0] == "pin"):
             if any(s[:2] == ("direction", "output") for s in statements):
                 outputs.add(pin)
@@ -88,7 +90,7 @@ def read_liberty(text: str) -> tuple[dict[str, Cell], str]:
                     delay = max((v[len(v) // 2] for v in values), default=0.0)
                     known = arcs.setdefault(pin, {})
                     known[related] = max(known.get(related, 0.0), delay)
-        cells[name] = Cell(arcs, frozenset(outputs), any(g[0] == "ff" for g in body))
+        cells[name] = Cell(arcs, frozenset(outputs), any(g[0] == "ff" for g in body), area)
     if not any(c.flop for c in cells.values()):
         raise ValueError(f"liberty: {len(cells)} cells, none of them a flip-flop (`ff` group)")
     return cells, next((value for name, value, _ in library if name == "time_unit"), "1ns")

@@ -170,7 +170,8 @@ def test_synthesis() -> None:
     # A stage of the adder: some dozen gates of 0.02 to 0.08 ns each.
     assert 8 < add.path.depth < 60 and 0.02 * add.path.depth <= add.path.delay <= 0.08 * add.path.depth
     assert sum(u.macros for u in units.values()) == 2
-    assert units["pair"].cells > 500  # the product of a and b
+    pair = units["pair"]  # its own logic only, the product of a and b: gates of 1 to 3.5
+    assert pair.cells > 500 and pair.flops == 0 and pair.cells < pair.area < 3.5 * pair.cells
 
 
 def test_longest_path() -> None:

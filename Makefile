@@ -58,7 +58,7 @@ gates: env  ## a block on the Yosys netlist, 64 power-up states at once (CONFIG=
 	$(PY) -m sim.gates --config $(if $(filter command line environment,$(origin CONFIG)),$(CONFIG),tiny) $(ARGS)
 
 asic: env  ## cells of a liberty file: area by unit, macros, longest path (LIBERTY=, CONFIG=)
-	$(PY) -m sim.asic --config $(CONFIG) --liberty $(LIBERTY) $(ARGS)
+	$(PY) -m sim.asic --config $(if $(filter command line environment,$(origin CONFIG)),$(CONFIG),tiny) --liberty $(LIBERTY) $(ARGS)
 
 dma-soak: env  ## a million random DMA transfers with stalls, errors and resets
 	$(PY) -m sim.dma_soak --transfers 1000000 $(ARGS)

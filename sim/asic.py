@@ -1,12 +1,12 @@
 """The ASIC view of a tile: `make asic LIBERTY=cells.lib CONFIG=tiny`.
 
-Memories of at least MIN_BITS bits become macro instances through the seam in hw/memory.py (`MacroPlatform`), everything
-else is mapped by Yosys and ABC to the cells of a liberty file. Printed: area and cells by unit, in the liberty's unit of
-area; the macros that the tile needs; the longest path that ends in each unit, timed by sim/liberty.py over the whole
-flattened tile (macros count as registers).
+Memories of at least MIN_BITS bits become macro instances through the seam in hw/memory.py (`MacroPlatform`),
+everything else is mapped by Yosys and ABC to the cells of a liberty file. Printed: area and cells by unit, in
+the liberty's unit of area; the macros that the tile needs; the longest path that ends in each unit, timed by
+sim/liberty.py over the whole flattened tile (macros count as registers).
 
-Before mapping the design is checked: no latch, no asynchronous or inverted clock, every register and memory port
-clocked by `clk` itself, no initial value in use (all are dropped; sim/gates.py shows that none is missed).
+Before mapping the design is checked: no latch, no asynchronous or inverted clock, every register and memory
+port clocked by `clk` itself. All initial values are dropped; sim/gates.py shows that none is missed.
 """
 
 import argparse
@@ -48,7 +48,7 @@ select -assert-none @state w:clk %co1:+[CLK] %d
 
 @dataclass(frozen=True)
 class Macro:
-    """Geometry of one RAM macro: ports 1 (en, we) or 2 (one read, one write), rows, bits, bits per write strobe."""
+    """One RAM macro: ports 1 (en, we) or 2 (one read, one write), rows, bits, bits per write strobe."""
 
     ports: int
     depth: int
@@ -83,7 +83,7 @@ class Macro:
         )
         g = self.granularity
         strobes = [
-            f"    if (({write}) & wstrb[{i}]) mem[{address}][{g * i + g - 1}:{g * i}] <= wdata[{g * i + g - 1}:{g * i}];"
+            f"    if (({write}) & wstrb[{i}]) mem[{address}][{g * i} +: {g}] <= wdata[{g * i} +: {g}];"
             if self.width > g
             else f"    if (({write}) & wstrb) mem[{address}] <= wdata;"
             for i in range(self.width // g)
@@ -165,7 +165,7 @@ def check(design: str, top: str = TOP, macros: str = "") -> None:
 
 @dataclass(frozen=True)
 class Unit:
-    """One unit after mapping: cell area, cells, flip-flops, macros by name, the longest path that ends in it."""
+    """One unit after mapping: area of cells, cells, flip-flops, macros, the longest path that ends in it."""
 
     name: str
     area: float
@@ -176,7 +176,7 @@ class Unit:
 
 
 def synthesise(design: str, liberty: Path, top: str = TOP, macros: str = "") -> list[Unit]:
-    """Map RTLIL to the liberty's cells, each direct submodule of the top as one unit; the top's own logic last.
+    """Map RTLIL to the liberty's cells. Each submodule of the top is a unit; the top itself comes last.
 
     macros: Verilog black boxes. RuntimeError: the design breaks CHECKS, or Yosys cannot use the liberty;
     ValueError: it is no liberty file with a flip-flop.
@@ -224,7 +224,7 @@ abc -liberty cells.lib -script +strash;&get,-n;&nf;&put
 clean
 delete t:$scopeinfo
 select -assert-none t:$*
-tee -q -o stat.json stat -json -liberty cells.lib
+tee -q -o stat.json stat -json
 setattr -mod -unset keep_hierarchy *
 flatten
 write_json netlist.json
@@ -248,7 +248,7 @@ write_json netlist.json
         result.append(
             Unit(
                 unit,
-                float(stat[f"\\{kind}"].get("area", 0)),
+                sum(n * cells[k].area for k, n in real.items() if k in cells),
                 sum(n for k, n in real.items() if k not in known),
                 sum(n for k, n in real.items() if k in cells and cells[k].flop),
                 sum(n for k, n in real.items() if k in known),
@@ -275,7 +275,8 @@ def main(argv: list[str] | None = None) -> int:
     total = sum(u.area for u in units)
     unit_of_time = read_liberty(args.liberty.read_text())[1]
     print(
-        f"{'unit':16} {'area':>12} {'share':>6} {'cells':>8} {'FF':>7} {'macros':>6} {'longest path':>12} {'gates':>5}"
+        f"{'unit':16} {'area':>12} {'share':>6} {'cells':>8} {'FF':>7} {'macros':>6} "
+        f"{'longest path':>12} {'gates':>5}"
     )
     for u in sorted(units, key=lambda u: -u.area):
         print(

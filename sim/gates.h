@@ -10,6 +10,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <dlfcn.h>
+#include <string>
 #include <vector>
 
 struct VerilatedContext {  // the part that the harness uses
@@ -196,10 +198,18 @@ struct Netlist {
 struct Divergence { uint64_t cycle = 0, lanes = 0; const char* port = ""; uint64_t checked = 0; };
 inline Divergence divergence;  // of the instance made last
 
+// The netlist lies beside the library: x.so reads x.gates, wherever both were copied.
+inline std::string beside() {
+    Dl_info info;
+    if (!dladdr((void*)&divergence, &info)) abort();
+    std::string path = info.dli_fname;
+    return path.substr(0, path.size() - 2) + "gates";
+}
+
 class Vtop {
   public:
 #include "members.inc"
-    explicit Vtop(VerilatedContext* context) : gates(GATES_FILE, context->reset, context->seed) {
+    explicit Vtop(VerilatedContext* context) : gates(beside().c_str(), context->reset, context->seed) {
         divergence = {};
 #define PORT(name) where.push_back((uint8_t*)&name), names.push_back(#name);
 #include "ports.inc"

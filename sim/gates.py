@@ -1,12 +1,13 @@
-"""Gate level: the Yosys netlist of a tile runs a transformer block and every byte equals golden: `make gates`.
+"""Gate level: the Yosys netlist of a tile runs a block and every byte equals golden: `make gates`.
 
-The exported Verilog, without any initial value of a register or a written memory, is mapped to Yosys' simple gates
-(`generic`: two-input gates, multiplexers, D flip-flops, memories as `$mem`) or to an FPGA's cells (`ecp5`: synth_ecp5,
-then the simulation models of the cells that Yosys ships, and sim/data/ecp5_cells.v for the two it leaves out).
+The exported Verilog, without any initial value of a register or a written memory, is mapped to Yosys' simple
+gates (`generic`: two-input gates, multiplexers, D flip-flops, memories as `$mem`) or to an FPGA's cells
+(`ecp5`: synth_ecp5, then the simulation models of the cells that Yosys ships, and sim/data/ecp5_cells.v for
+the two that it leaves out).
 
-The netlist is simulated by sim/gates.h, 64 random power-up states at once in the bits of a word: lane 0 talks to the
-DRAM model and must leave exactly what golden leaves; the outputs of all other lanes must never differ from lane 0's
-after reset, so that nothing outside depends on what a register or memory held at power-up.
+The netlist is simulated by sim/gates.h, 64 random power-up states at once in the bits of a word: lane 0 talks
+to the DRAM model and must leave exactly what golden leaves; the outputs of all other lanes must never differ
+from lane 0's after reset, so that nothing outside depends on what a register or memory held at power-up.
 
 Exit status 0 when all of that holds. ValueError names a cell that the netlist may not have (a latch, say).
 """
@@ -44,7 +45,7 @@ BLOCK = BlockSpec(name="gates", hidden=32, heads=2, kv_heads=1, head_dim=16, ffn
 """Small, but with everything that a block has: norms, RoPE, two attention products, softmax, gates."""
 
 DFF = "dfflegalize -cell $_DFF_P_ x -cell $_DFFE_PP_ x -cell $_SDFF_PP?_ x -cell $_SDFFE_PP?P_ x"
-# setattr: a register's initial value comes back through the alias of its name; the last check is that none is left.
+# setattr: initial values also hang on aliases of a register; the last check is that none is left.
 GENERIC = f"""
 read_verilog design.v
 hierarchy -check -top {{top}}
@@ -155,7 +156,7 @@ class _Nets:
 
 
 def _flop(cell: dict[str, Any], extra: list[tuple[int, list[Any], Any]]) -> tuple[Any, Any, Any, str]:
-    """(d, enable, reset, value at reset) of a D flip-flop; a gate more where the enable holds back the reset."""
+    """(d, enable, reset, value at reset) of a D flip-flop; one gate more where enable gates reset."""
     kind, c = cell["type"], cell["connections"]
     enable = c["E"][0] if "E" in c else "1"
     if "R" not in c:
@@ -388,7 +389,6 @@ def build(words: np.ndarray, ports: dict[str, tuple[str, int]], name: str = "gat
                 *_native()[0],
                 "-O3",
                 "-shared",
-                f'-DGATES_FILE="{data}"',
                 f"-I{work}",
                 f"-I{ROOT}",
                 str(ROOT / "harness.cpp"),

@@ -1,7 +1,7 @@
 """The part of a liberty file that a longest path needs, and the longest path of a netlist of its cells.
 
-An arc's delay is the middle entry of its tables (a typical edge and load), the slower of rise and fall, in the
-liberty's time unit; a table of one entry is that entry. Wires, sizing, set-up times and the clock network are left out.
+An arc's delay is the middle entry of its tables (a typical edge and load), the slower of rise and fall, in
+the liberty's time unit. Wires, sizing, set-up times and the clock network are left out.
 """
 
 import re
@@ -16,11 +16,12 @@ Group = tuple[str, str, list[Any]]
 
 @dataclass(frozen=True)
 class Cell:
-    """arcs: output pin -> {input pin: delay}; flop: has an `ff` group, `outputs` start paths, inputs end them."""
+    """arcs: output pin -> {input pin: delay}; flop: outputs start paths, inputs end them (an `ff` group)."""
 
     arcs: dict[str, dict[str, float]]
     outputs: frozenset[str]
     flop: bool
+    area: float
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,8 @@ def _parse(tokens: list[str], at: int) -> tuple[list[Group], int]:
             at = end
         elif at < len(tokens) and tokens[at] == "(":
             end = tokens.index(")", at)
-            value, at, inner = " ".join(tokens[at + 1 : end]), end + 1, []
+            value, at = " ".join(tokens[at + 1 : end]), end + 1
+            inner: list[Group] = []
             if at < len(tokens) and tokens[at] == "{":
                 inner, at = _parse(tokens, at + 1)
                 at += 1
@@ -72,6 +74,7 @@ def read_liberty(text: str) -> tuple[dict[str, Cell], str]:
             continue
         arcs: dict[str, dict[str, float]] = {}
         outputs = set()
+        area = next((float(g[1]) for g in body if g[0] == "area"), 0.0)
         for _, pin, statements in (g for g in body if g[0] == "pin"):
             if any(s[:2] == ("direction", "output") for s in statements):
                 outputs.add(pin)
@@ -87,7 +90,7 @@ def read_liberty(text: str) -> tuple[dict[str, Cell], str]:
                     delay = max((v[len(v) // 2] for v in values), default=0.0)
                     known = arcs.setdefault(pin, {})
                     known[related] = max(known.get(related, 0.0), delay)
-        cells[name] = Cell(arcs, frozenset(outputs), any(g[0] == "ff" for g in body))
+        cells[name] = Cell(arcs, frozenset(outputs), any(g[0] == "ff" for g in body), area)
     if not any(c.flop for c in cells.values()):
         raise ValueError(f"liberty: {len(cells)} cells, none of them a flip-flop (`ff` group)")
     return cells, next((value for name, value, _ in library if name == "time_unit"), "1ns")

@@ -35,7 +35,7 @@ class Circuit(wiring.Component):
         m.submodules.small = small = DualPortRam(width=12, depth=16)
         m.submodules.table = table = rom(width=20, init=rng.integers(0, 1 << 20, 600).tolist())
         product, total = Signal(signed(32)), Signal(32)
-        # Rows that nothing has written are undefined, as on the tile: what is read was written, or stays inside.
+        # Rows that nothing has written are undefined: all are written first.
         known = [Signal(len(r.addr if r is single else r.waddr)) for r in (single, dual, small)]
         done = [Signal() for _ in known]
         for k, d in zip(known, done):

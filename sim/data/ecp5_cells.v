@@ -60,8 +60,8 @@ module DP16KD(
 
   integer i;
   initial for (i = 0; i < 512; i = i + 1) begin
-    mem[i][17:0] = INIT >> (40 * i);
-    mem[i][35:18] = INIT >> (40 * i + 20);
+    mem[i][17:0] = INIT[40 * i +: 18];
+    mem[i][35:18] = INIT[40 * i + 20 +: 18];
   end
   always @(posedge CLKA) begin
     if (CEA & WEA) for (i = 0; i < 36; i = i + 1) if (maska[i]) mem[ada[13:5]][i] <= linea[i];

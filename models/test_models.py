@@ -12,6 +12,7 @@ import safetensors
 import safetensors.numpy
 
 from golden import formats
+from golden.compare import log_softmax
 from golden.model import Model
 from models import corpus
 from sw.checkpoint import load_checkpoint
@@ -153,11 +154,9 @@ def test_golden_model_against_transformers(model):
     for text, lo, hi in zip(corpus.stories(4, seed=2), expected["begins"], expected["begins"][1:]):
         tokens = expected["ids"][lo:hi]
         assert tokens.tolist() == [*checkpoint.tokenizer.encode(text), *checkpoint.tokenizer.eos_ids]
-        logits = Model(checkpoint.spec, checkpoint.params).forward(tokens[:-1], 0).astype(np.float64)
-        logits -= logits.max(axis=-1, keepdims=True)
-        log_probability = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        log_probability = log_softmax(Model(checkpoint.spec, checkpoint.params).forward(tokens[:-1], 0))
         loss.append(-log_probability[np.arange(len(tokens) - 1), tokens[1:]])
-        best.append(logits.argmax(axis=-1))
+        best.append(log_probability.argmax(axis=-1))
     assert expected["loss"].mean() < 0.35
     assert abs(np.concatenate(loss).mean() - expected["loss"].mean()) < 0.01
     assert (np.concatenate(best) == expected["argmax"]).mean() >= 0.97

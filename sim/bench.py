@@ -34,6 +34,7 @@ from sw.model_image import ModelImage
 from sw.model_prefill import ModelPrefill
 from sw.device import Run
 
+README = Path(__file__).parents[1] / "README.md"
 Phases = dict[str, tuple[int, int, tuple[int, ...]]]
 """name -> program address, words, arguments."""
 Case = tuple[str, DramImage, Phases, dict[str, tuple[str, Need, bool]]]
@@ -152,6 +153,13 @@ def markdown(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def put_into_readme(target: str, table: str) -> None:
+    """Replace the table of a Makefile target in README.md."""
+    mark = f"<!-- make {target} ARGS=--readme -->"
+    before, _, after = README.read_text().split(mark)
+    README.write_text(f"{before}{mark}\n{table}\n{mark}{after}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -209,10 +217,7 @@ def main() -> None:
         )
     print(f"{len(results)} results in {args.out}; every byte of DRAM equal to the instruction-level model")
     if args.readme:
-        readme = Path("README.md")
-        text, mark = readme.read_text(), "<!-- make bench ARGS=--readme -->"
-        before, _, after = text.split(mark)
-        readme.write_text(f"{before}{mark}\n{markdown(results)}\n{mark}{after}")
+        put_into_readme("bench", markdown(results))
     if not args.only:
         print("\nDMA engines alone, queued descriptors")
         dma_bench.main(["--config", config.name])

@@ -23,10 +23,9 @@ from hw.config import BASE, ECP5, TileConfig, named
 from sim.fastsim import waves_path
 from sim.tile import RtlDevice, first_difference
 from sw.block import BlockImage
-from sw.checkpoint import load_checkpoint
 from sw.cost import block_need
 from sw.device import MachineDevice, Run, TileError
-from sw.runtime import Session
+from sw.runtime import load
 
 STORYTELLER = Path(__file__).parents[1] / "models" / "serrano-gptoss"
 PROMPT = "Once upon a time"
@@ -116,25 +115,16 @@ def simulate(
 
 def write_text(config: TileConfig, tokens: int, latency: int, stall: float) -> None:
     """Greedy text of the model that ships, as it comes from the RTL; exits when it is not golden's."""
-    checkpoint = load_checkpoint(STORYTELLER)
     print(f"\n{STORYTELLER.name} on the RTL ({config.name}), a token at a time:\n", flush=True)
-    with Session(
-        checkpoint.spec,
-        checkpoint.params,
-        checkpoint.tokenizer,
-        config=config,
-        latency=latency,
-        stall=stall,
-    ) as session:
-        ids = checkpoint.tokenizer.encode(PROMPT)
+    with load(STORYTELLER, config=config, latency=latency, stall=stall) as session:
+        ids = session.tokenizer.encode(PROMPT)
         made = []
         print(PROMPT, end="", flush=True)
         for token in session.generate(ids, tokens):
             print(token.text, end="", flush=True)
             made.append(token.id)
         print(f"\n\n{session.stats}", flush=True)
-    stop = set(checkpoint.tokenizer.eos_ids)
-    want = list(Model(checkpoint.spec, checkpoint.params).generate(ids, tokens, stop=stop))
+    want = list(Model(session.spec, session.params).generate(ids, tokens, session.tokenizer.eos_ids))
     if made != want:
         first = next(i for i, (a, b) in enumerate(zip(made + [None], want + [None])) if a != b)
         sys.exit(f"MISMATCH in {STORYTELLER.name}: token {first} is not the golden model's")

@@ -16,9 +16,11 @@ import numpy as np
 import safetensors
 from tqdm import tqdm
 
+from golden.compare import cosine, log_softmax
 from golden.model import Model
 from golden.spec import ModelParams
 from hw.config import named
+from sim.bench import put_into_readme
 from sw.checkpoint import Checkpoint, CheckpointError, load_checkpoint
 from sw.runtime import Session
 
@@ -28,12 +30,6 @@ MODELS = [
     *(ROOT / "sw" / "reference" / n for n in ("llama", "gpt-oss", "gpt2", "bert")),
 ]
 PROMPT, TOKENS = 32, 16
-MARK = "<!-- make models ARGS=--readme -->"
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    x = x.astype(float) - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
 
 
 def of_stories(c: Checkpoint, expected: dict[str, np.ndarray]) -> str:
@@ -62,8 +58,7 @@ def of_hidden(c: Checkpoint, expected: dict[str, np.ndarray]) -> str:
     for row, length in enumerate(expected["mask"].sum(axis=1)):
         y = model.hidden(expected["ids"][row, :length], expected["types"][row, :length]).astype(float)
         z = expected["hidden"][row, :length].astype(float)
-        cosine = (y * z).sum(axis=1) / np.linalg.norm(y, axis=1) / np.linalg.norm(z, axis=1)
-        worst = min(worst, float(cosine.min()))
+        worst = min(worst, float(cosine(y, z).min()))
     return f"cosine {worst:.4f}"
 
 
@@ -160,9 +155,7 @@ def main() -> None:
     ]
     print("\n".join(table))
     if args.readme:
-        readme = ROOT / "README.md"
-        before, _, after = readme.read_text().split(MARK)
-        readme.write_text(f"{before}{MARK}\n" + "\n".join(table) + f"\n{MARK}{after}")
+        put_into_readme("models", "\n".join(table))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import numpy as np
 
 from hw import csr_map
 from hw.config import TileConfig
+from hw.csr_map import offset
 from hw.isa import ARGS
 
 from .device import Run, TileError
@@ -51,10 +52,6 @@ class Access(Protocol):
     def zero_memory(self, address: int, nbytes: int) -> None: ...
 
     def close(self) -> None: ...
-
-
-def offset(name: str) -> int:
-    return csr_map.offset(name)
 
 
 class BoardDevice:

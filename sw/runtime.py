@@ -191,7 +191,7 @@ class Session:
                 f"pooling = {pooling!r}: allowed is 'mean', 'cls' or, with its weights, 'pooler'"
             )
         types = [None] * len(texts) if token_types is None else token_types
-        prepared = [(self._ids(text), self._types(text, t)) for text, t in zip(texts, types, strict=True)]
+        prepared = [self._input(text, t) for text, t in zip(texts, types, strict=True)]
         self._begin()
         model = Model(self.spec, self.params)
         return np.stack([model.pool(self.engine.encode(*p), pooling) for p in prepared])
@@ -200,21 +200,23 @@ class Session:
         """An encoder's output for each token, (tokens, hidden) float32. token_types: as in embed."""
         if self.spec.decoder:
             raise ValueError(f"model {self.spec.name} writes text: allowed is an encoder")
-        ids, types = self._ids(text), self._types(text, token_types)
+        ids, types = self._input(text, token_types)
         self._begin()
         return self.engine.encode(ids, types)
 
-    def _types(self, text: str | Sequence[int], token_types: Sequence[int] | None) -> Sequence[int] | None:
-        """Token types, checked."""
+    def _input(
+        self, text: str | Sequence[int], token_types: Sequence[int] | None
+    ) -> tuple[list[int], Sequence[int] | None]:
+        """Token ids and types, checked."""
+        ids = self._ids(text)
         if token_types is not None:
-            ids = self._ids(text)
             rows = 0 if self.params.token_types is None else len(self.params.token_types)
             if len(token_types) != len(ids) or any(not 0 <= int(i) < rows for i in token_types):
                 raise ValueError(
                     f"token_types = {list(token_types)} for {len(ids)} tokens: allowed is one of each token, "
                     f"below {rows}, the model's number of types"
                 )
-        return token_types
+        return ids, token_types
 
     def write_trace(self, path: str | Path) -> None:
         """What the units did since the last call, for ui.perfetto.dev. The device has trace=True."""

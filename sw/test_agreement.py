@@ -13,6 +13,7 @@ import pytest
 import golden.test_model
 import sw.source
 from golden import formats
+from golden.compare import cosine, kl, log_softmax
 from golden.model import Model
 from golden.spec import MxTensor
 from golden.test_model import float_model
@@ -20,21 +21,6 @@ from sw.checkpoint import load_checkpoint
 
 REFERENCE = Path(__file__).parent / "reference"
 STORIES = Path(__file__).parents[2] / "shared" / "data" / "stories260K"
-
-
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    x = x.astype(float) - x.max(axis=-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(axis=-1, keepdims=True))
-
-
-def kl(reference: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """KL divergence of each row in nats."""
-    p, q = log_softmax(reference), log_softmax(logits)
-    return (np.exp(p) * (p - q)).sum(axis=-1)
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a * b).sum(axis=-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
 
 
 def exact(w: np.ndarray, fmt: int) -> MxTensor:

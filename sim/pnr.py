@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -96,13 +97,19 @@ def _tool(name: str) -> str:
     return str(beside) if beside.exists() else name
 
 
+def plain_names(text: str) -> str:
+    """RTLIL with `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way back takes a wire of
+    that name for bit k of another, and Yosys stops."""
+    return re.sub(r"(?<=\s)\\\S*\[\S*", lambda name: name[0].replace("[", "<").replace("]", ">"), text)
+
+
 def synthesise(component: wiring.Component, folder: Path) -> Path:
     """Netlist of `component` behind `Folded` in ECP5 cells, with Python source lines on its nets."""
     folder.mkdir(parents=True, exist_ok=True)
     top = Folded(component)
     ports = {name: (value, PortDirection.Input if way == "i" else PortDirection.Output)
              for name, (value, way) in flat_ports(top).items()}
-    text = rtlil.convert(top, name="top", ports=ports, emit_src=True)
+    text = plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True))
     key = hashlib.sha256(f"{SYNTH}\n{text}".encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:

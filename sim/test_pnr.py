@@ -71,3 +71,9 @@ def test_unit():
     assert pnr.unit("inner.vector.execute.lanes.add") == "vector.execute"
     assert pnr.unit("inner.sum") == "top"
     assert pnr.unit("port_a_TRELLIS_FF_Q") == "ports"
+
+
+def test_names_that_look_like_bits():
+    """Identifiers change, bit selections do not."""
+    text = "  wire width 3 \\a.b[2]\n  connect \\a.b[2] [0] \\c [1]\n  attribute \\src \"d[3].py:1\"\n"
+    assert pnr.plain_names(text) == text.replace("b[2]", "b<2>")

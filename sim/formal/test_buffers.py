@@ -35,7 +35,11 @@ def fifo(source=glue):
     return Buffer(source.Fifo(2, 4), 4, 5, 2)
 
 
-@pytest.mark.parametrize("spec, depth", [(skid, 6), (fifo, 10)])
+def block_fifo(source=glue):
+    return Buffer(source.Fifo(2, 4, block=True), 4, 6, 3)
+
+
+@pytest.mark.parametrize("spec, depth", [(skid, 6), (fifo, 10), (block_fifo, 12)])
 def test_proof(spec, depth):
     prove(spec(), free_reset=True)
     cover(spec(), depth)
@@ -46,7 +50,9 @@ def test_proof(spec, depth):
     (skid, "self.o.valid.eq(full | self.i.valid)", "self.o.valid.eq(self.i.valid)"),
     (fifo, "full.eq(~pull & (full | (push & (stored == self.depth - 1))))", "full.eq(stored == self.depth)"),
     (fifo, "head.eq(head + pull)", "head.eq(head + (pull & self.o.ready))"),
-    (fifo, "pull.eq((head != tail) & (~self.o.valid | self.o.ready))", "pull.eq(head != tail)"),
+    (fifo, "pull.eq((head != tail) & take)", "pull.eq(head != tail)"),
+    (block_fifo, "pull.eq((head != tail) & (~read | take))", "pull.eq(head != tail)"),
+    (block_fifo, "read.eq(pull | (read & ~take))", "read.eq(pull)"),
 ])
 def test_seeded_bug(spec, old, new):
     refute(spec(mutant(glue, old, new)), free_reset=True)

@@ -98,8 +98,8 @@ def _tool(name: str) -> str:
 
 
 def plain_names(text: str) -> str:
-    """RTLIL with `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way back takes a wire of
-    that name for bit k of another, and Yosys stops."""
+    """RTLIL with `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way back takes a wire
+    of that name for bit k of another, and Yosys stops."""
     return re.sub(r"(?<=\s)\\\S*\[\S*", lambda name: name[0].replace("[", "<").replace("]", ">"), text)
 
 

@@ -81,6 +81,7 @@ read_verilog +/ecp5/common_sim.vh +/ecp5/ccu2c_sim.vh cells.v
 hierarchy -check -top {{top}}
 proc
 setattr -unset init w:*
+setattr -unset src w:* c:*
 opt_expr
 memory -nomap
 opt_clean
@@ -88,7 +89,9 @@ techmap
 {DFF}
 opt_expr
 opt_clean
-flatten
+flatten * {{top}} %d
+opt_expr
+opt_clean
 select -assert-none w:* a:init %i
 write_json netlist.json
 """
@@ -137,7 +140,43 @@ def netlist(verilog: str, top: str, cells: str = "generic") -> dict[str, Any]:
         (folder / "design.v").write_text(randomize_init(verilog))
         shutil.copy(ROOT / "data" / "ecp5_cells.v", folder / "cells.v")
         yosys(SCRIPTS[cells].format(top=top), folder)
-        return json.loads((folder / "netlist.json").read_text())["modules"][top]
+        return flat(json.loads((folder / "netlist.json").read_text())["modules"], top)
+
+
+def flat(modules: dict[str, Any], top: str) -> dict[str, Any]:
+    """`modules[top]` with the gates of the other modules in place of their instances (one level). Yosys does
+    the same, but not for a hundred thousand instances in the memory that WebAssembly has."""
+    nets = modules[top]["netnames"].values()
+    fresh = 1 + max(bit for net in nets for bit in net["bits"] if bit not in CONSTANTS)
+    cells: dict[str, Any] = {}
+    for name, cell in modules[top]["cells"].items():
+        if cell["type"] not in modules:
+            cells[name] = cell
+            continue
+        inner, bits = modules[cell["type"]], {constant: constant for constant in CONSTANTS}
+        for way in ("input", "output"):
+            for port, spec in inner["ports"].items():
+                if spec["direction"] != way:
+                    continue
+                outside = cell["connections"].get(port, [])
+                for bit, net in zip(spec["bits"], outside):
+                    if bit not in bits:
+                        bits[bit] = net
+                    elif way == "output":  # an input or a constant passed through, or a second name
+                        cells[f"{name}.{port}.{net}"] = {
+                            "type": "$_OR_", "connections": {"A": [bits[bit]], "B": [bits[bit]], "Y": [net]},
+                        }
+                for bit in spec["bits"][len(outside) :] if way == "input" else ():
+                    bits.setdefault(bit, "x")
+        for part, gate in inner["cells"].items():
+            connections = {}
+            for pin, nets in gate["connections"].items():
+                for bit in nets:
+                    if bit not in bits:
+                        bits[bit], fresh = fresh, fresh + 1
+                connections[pin] = [bits[bit] for bit in nets]
+            cells[f"{name}.{part}"] = {**gate, "connections": connections}
+    return {"ports": modules[top]["ports"], "cells": cells}
 
 
 class _Nets:

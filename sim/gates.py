@@ -2,8 +2,8 @@
 
 The exported Verilog, without any initial value of a register or a written memory, is mapped to Yosys' simple
 gates (`generic`: two-input gates, multiplexers, D flip-flops, memories as `$mem`) or to an FPGA's cells
-(`ecp5`: synth_ecp5, then the simulation models of the cells that Yosys ships, and sim/data/ecp5_cells.v for
-the two that it leaves out).
+(`ecp5`: the flow of sim/ecp5.py, then the simulation models of the cells that Yosys ships, and
+sim/data/ecp5_cells.v for the two that it leaves out).
 
 The netlist is simulated by sim/gates.h, 64 random power-up states at once in the bits of a word: lane 0 talks
 to the DRAM model and must leave exactly what golden leaves; the outputs of all other lanes must never differ
@@ -31,6 +31,7 @@ import numpy as np
 from golden.blocks import Block
 from golden.spec import BlockSpec, random_params
 from hw.config import TileConfig, named
+from sim.ecp5 import ARITH, SYNTH
 from sim.tile import RtlDevice, first_difference
 from sim.verilate import CACHE, CXXFLAGS, ROOT, cached_verilog, parse_ports, randomize_init
 from sw.assembler import Program
@@ -71,7 +72,7 @@ write_json netlist.json
 # Cells to gates: the cells' own models, elaborated for each set of parameters.
 ECP5 = f"""
 read_verilog design.v
-synth_ecp5 -top {{top}} -noiopad
+{SYNTH}
 tee -q -o cells.txt stat
 select {{top}}
 write_rtlil -selected mapped.il
@@ -139,6 +140,7 @@ def netlist(verilog: str, top: str, cells: str = "generic") -> dict[str, Any]:
         folder = Path(name)
         (folder / "design.v").write_text(randomize_init(verilog))
         shutil.copy(ROOT / "data" / "ecp5_cells.v", folder / "cells.v")
+        shutil.copy(ARITH, folder / "arith.v")
         yosys(SCRIPTS[cells].format(top=top), folder)
         return flat(json.loads((folder / "netlist.json").read_text())["modules"], top)
 

@@ -149,14 +149,15 @@ def test_arty(tmp_path) -> None:
     assert ["create_project", "-force", "serrano", f"{tmp_path}/project", "-part", ARTY.part] in calls
     assert ["set_property", "top", "serrano_board", "obj"] in calls
     added = [Path(call[-1]) for call in calls if call[0] == "add_files"]
-    assert added == [tmp_path / "arty.xdc", tmp_path / "serrano_board.v"] and all(p.is_file() for p in added)
+    assert added == [tmp_path / "arty.xdc", tmp_path / "serrano_board.v"]
+    assert all(path.is_file() for path in added)
     assert (tmp_path / "serrano.bit").read_text() == "bits"
     with pytest.raises(ValueError, match="board ulx3s: allowed is one of AMD's"):
         write_project(ULX3S, tmp_path)
 
 
 def test_kv260(tmp_path) -> None:
-    """Every pin of the tile is driven once, clocks and resets reach all, and the addresses are those of docs."""
+    """Every input of the tile is driven once, clock and reset reach all, the addresses are those of docs."""
     write_project(KV260, tmp_path)
     calls = run(tmp_path)
     added = [Path(call[-1]) for call in calls if call[0] == "add_files" and "obj" not in call]

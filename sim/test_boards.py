@@ -161,11 +161,11 @@ class Blink(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.domains.sync = ClockDomain(reset_less=True)
-        count, last = Signal(24), Signal(24)
+        count, last = Signal(18), Signal(18)
         m.d.comb += [ClockSignal().eq(self.oscillator), self.led.eq(last[-4:]), self.uart_tx.eq(self.uart_rx)]
         value = count
-        for k in range(12 if self.slow else 0):
-            value = (value * value)[4:28] + k
+        for _ in range(24 if self.slow else 0):
+            value = ((value ^ value >> 3) + count)[:18]
         m.d.sync += [count.eq(count + 1 + self.button), last.eq(value)]
         return m
 

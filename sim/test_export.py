@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from hw import core_file, csr_map
-from hw.config import ECP5, TINY, TileConfig, named
+from hw.config import CONFIGS, ECP5, TINY, TileConfig, named
 from hw.config_file import load
 from hw.export import header, main, verilog
 from hw.isa import TABLE, Alu, Error
@@ -21,6 +21,7 @@ from hw.isa_docs import c_header
 from hw.noc import NocPort
 from hw.readable import KEYWORDS, parse, readable, rename
 from hw.semaphores import Semaphores
+from sim.gates import tile_verilog
 from sim.unit import Unit
 from sim.verilate import compile_verilog, parse_ports
 
@@ -147,6 +148,40 @@ def test_verilator_wall_is_quiet_with_the_waivers_alone(folder, tmp_path):
         (tmp_path / name).write_text(f"module m({ports});\n  {body}\nendmodule\n")
         shutil.copy(folder / "tile.vlt", tmp_path)
         assert verilator(tmp_path, "tile.vlt", name).returncode != 0, name
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def named_folder(request, tmp_path_factory) -> Path:
+    """tile.v and tile.vlt of each named config, as `make verilog` writes them but for the header."""
+    if request.param == "big" and "SOAK" not in os.environ:
+        pytest.skip("only with SOAK (make nightly): minutes")
+    path = tmp_path_factory.mktemp(request.param)
+    (path / "tile.v").write_text(readable(tile_verilog(named(request.param)), "serrano_tile"))
+    (path / "tile.vlt").write_text(core_file.lint_waivers("tile.v"))
+    return path
+
+
+def test_verilator_finds_every_named_config_quiet(named_folder):
+    done = verilator(named_folder, "--top-module", "serrano_tile", "tile.vlt", "tile.v")
+    assert done.returncode == 0 and "%Warning" not in done.stdout + done.stderr, done.stderr[:2000]
+
+
+def icarus(file: Path) -> str:
+    """What iverilog says about a file with all of its warnings; skips the test where there is none."""
+    if not shutil.which("iverilog"):
+        pytest.skip("no iverilog on the PATH: apt install iverilog")
+    command = ["iverilog", "-Wall", "-g2005", "-o", os.devnull, file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout + done.stderr + (f"exit status {done.returncode}" if done.returncode else "")
+
+
+def test_icarus_reads_every_named_config_without_a_warning(named_folder):
+    assert icarus(named_folder / "tile.v") == ""
+
+
+def test_icarus_would_warn(tmp_path):
+    (tmp_path / "tile.v").write_text("module m(input a, output o);\n  assign b = a;\nendmodule\n")
+    assert "implicit" in icarus(tmp_path / "tile.v")
 
 
 def test_yosys_reads_it_without_a_warning(folder):

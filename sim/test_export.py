@@ -141,7 +141,8 @@ def test_one_wrong_token_is_found():
     original = verilog(NocPort(TINY), "top")
     release = readable(original, "top")
     swaps = [("~| ", "| "), ("= ~| ", "= ! "), (" & ", " | "), (" == ", " != "), (" + ", " - "),
-             (" <= ", " = "), ("posedge", "negedge"), ("1'h0", "1'h1"), ("default: ;", "default: rst = 0;"), (" ? ", " ?? ")]
+             (" <= ", " = "), ("posedge", "negedge"), ("1'h0", "1'h1"),
+             ("default: ;", "default: rst = 0;"), (" ? ", " ?? ")]
     rng, found = random.Random(1), 0
     for old, new in swaps:
         places = [m.start() for m in re.finditer(re.escape(old), release)]

@@ -86,6 +86,12 @@ _WORDS = re.compile(
     r"/\*.*?\*/|\(\*.*?\*\)|\\\S+|\d+'s?[bdho][\w?]+|\$?\w+|[<>]{2,3}|[<>=!]=+|&&|\|\||~[|&^]|[^\s\w]", re.S)
 
 
+def test_next_values_are_named_after_their_registers(text):
+    taken = re.findall(r"^ +(\w+) <= (\w+);", text, re.M)
+    named_next = [(register, net) for register, net in taken if net.startswith(f"{register}__next")]
+    assert len(named_next) > 1000 and not [net for _, net in taken if re.fullmatch(r"_n\d+", net)]
+
+
 def same_but_for_names(old: str, new: str, top: str) -> tuple[int, str]:
     """(tokens of `old` that `new` repeats, what stopped it or "").
 

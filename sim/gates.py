@@ -33,7 +33,7 @@ from golden.spec import BlockSpec, random_params
 from hw.config import TileConfig, named
 from sim.ecp5 import ARITH, SYNTH
 from sim.tile import RtlDevice, first_difference
-from sim.verilate import CACHE, CXXFLAGS, ROOT, cached_verilog, parse_ports, randomize_init
+from sim.verilate import CACHE, CXXFLAGS, ROOT, cached_verilog, exclusive, parse_ports, randomize_init
 from sw.assembler import Program
 from sw.block import BlockImage
 from sw.device import MachineDevice
@@ -402,13 +402,11 @@ def build(words: np.ndarray, ports: dict[str, tuple[str, int]], name: str = "gat
         key.update((ROOT / file).read_bytes())
     key.update(_native()[1].encode())
     library = CACHE / f"{name}-{key.hexdigest()[:24]}.so"
-    if library.exists():
-        return library
-    CACHE.mkdir(parents=True, exist_ok=True)
-    data = library.with_suffix(".gates")
-    words.tofile(data)
-    with tempfile.TemporaryDirectory() as folder:
+    with exclusive(library.name), tempfile.TemporaryDirectory() as folder:
+        if library.exists():
+            return library
         work = Path(folder)
+        words.tofile(library.with_suffix(".gates"))
         kinds = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t"}
         members = [
             f"  {kinds[_bytes(w)]} {n} = 0;"

@@ -103,13 +103,19 @@ def plain_names(text: str) -> str:
     return re.sub(r"(?<=\s)\\\S*\[\S*", lambda name: name[0].replace("[", "<").replace("]", ">"), text)
 
 
+def no_collisions(text: str) -> str:
+    """RTLIL whose memory reads may return anything when they meet a write to their row (`hw/memory.py`: users
+    never do that), so that no logic is spent on what block RAM does not define."""
+    return re.sub(r"(?<=COLLISION_X_MASK )(\d+)'0+\b", lambda mask: f"{mask[1]}'{'1' * int(mask[1])}", text)
+
+
 def synthesise(component: wiring.Component, folder: Path) -> Path:
     """Netlist of `component` behind `Folded` in ECP5 cells, with Python source lines on its nets."""
     folder.mkdir(parents=True, exist_ok=True)
     top = Folded(component)
     ports = {name: (value, PortDirection.Input if way == "i" else PortDirection.Output)
              for name, (value, way) in flat_ports(top).items()}
-    text = plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True))
+    text = no_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
     key = hashlib.sha256(f"{SYNTH}\n{text}".encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:

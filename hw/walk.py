@@ -77,10 +77,11 @@ class PassWalker(_Walker):
     def elaborate(self, platform):
         m = Module()
         addr, new = self.o.payload.addr, self.command.payload
-        following = Signal(32)  # start of the next pass
+        start, following = Signal(32), Signal(32)  # of this pass, of the next
         left, passes = Signal(COUNT_BITS), Signal(PASS_BITS)
         pass_end = left == 1
         command, valid, step, load = self._flow(m, pass_layout, pass_end & (passes == 1))
+        m.d.comb += following.eq(start + command.step)
         if self.size > 1:
             m.d.comb += self.misaligned.eq(valid & addr[: exact_log2(self.size)].any())
         with m.If(step):
@@ -89,11 +90,11 @@ class PassWalker(_Walker):
                 left.eq(Mux(pass_end, command.n, left - 1)),
             ]
             with m.If(pass_end):
-                m.d.sync += [passes.eq(passes - 1), following.eq(following + command.step)]
+                m.d.sync += [passes.eq(passes - 1), start.eq(following)]
         with m.If(load):
             m.d.sync += [
                 addr.eq(new.base),
-                following.eq(new.base + new.step),
+                start.eq(new.base),
                 left.eq(new.n),
                 passes.eq(new.k),
             ]
@@ -113,10 +114,11 @@ class StationaryWalker(_Walker):
         m = Module()
         addr, new = self.o.payload.addr, self.command.payload
         blocks = Signal()  # walking through blocks, not scales
-        next_scales, next_blocks = Signal(32), Signal(32)
+        scales, next_scales, next_blocks = Signal(32), Signal(32), Signal(32)  # starts of passes
         left, passes = Signal(6), Signal(PASS_BITS)
         row_end = left == 1
         command, valid, step, load = self._flow(m, stationary_layout, row_end & blocks & (passes == 1))
+        m.d.comb += next_scales.eq(scales + command.scale_pass)
         m.d.comb += self.misaligned.eq(valid & blocks & (addr[:4].any() | (addr[4] & (command.fmt != FP4))))
         with m.If(step):
             m.d.sync += [addr.eq(addr + Mux(blocks, command.stat_row, command.scale_row)), left.eq(left - 1)]
@@ -125,7 +127,7 @@ class StationaryWalker(_Walker):
                 with m.If(blocks):
                     m.d.sync += [
                         addr.eq(next_scales),
-                        next_scales.eq(next_scales + command.scale_pass),
+                        scales.eq(next_scales),
                         passes.eq(passes - 1),
                     ]
                 with m.Else():
@@ -133,7 +135,7 @@ class StationaryWalker(_Walker):
         with m.If(load):
             m.d.sync += [
                 addr.eq(new.scale),
-                next_scales.eq(new.scale + new.scale_pass),
+                scales.eq(new.scale),
                 next_blocks.eq(new.stat),
                 blocks.eq(0),
                 left.eq(new.rows),

@@ -242,8 +242,8 @@ class Bursts(wiring.Component):
             small.eq(~size[low + 1 :].any() & ~(size[low] & size[:low].any())),
         ]
 
-        # Next burst, run, instruction. The run after `final` is the first one of the next command, whether there
-        # is one or not: only `valid` waits for that.
+        # Next burst, run, instruction. The run after `final` is the first one of the next command, whether
+        # there is one or not: only `valid` waits for that.
         next_far, next_near = Signal(32), Signal(32)
         to_far, to_near = Signal(32), Signal(32)
         one_cut = cuts == length[low:]

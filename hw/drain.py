@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 
 from .config import TileConfig
 from .edge import COUNT_BITS
-from .fp import INF, total_order_key
+from .fp import INF
 from .glue import Fifo
 from .ports import PC_BITS, SramWrite
 
@@ -97,6 +97,10 @@ class Drain(wiring.Component):
             low = exact_log2(config.columns)
             return ~j[-1] & (~command.step | j[low:-1].any() | (j[:low] >= r))
 
+        def less(a, b):
+            """Total order of float32, `fp_max`'s; of equal operands either answer does."""
+            return Mux(a[31] ^ b[31], a[31], (a[:31] < b[:31]) ^ a[31])
+
         # The command in hand and the place in it.
         command, active, finish = Signal(drain_layout), Signal(), Signal()
         left, first, above, over = (
@@ -181,7 +185,7 @@ class Drain(wiring.Component):
             value = word[32 * r : 32 * r + 32]
             with m.If(reset_only):
                 m.d.sync += best.eq(MINUS_INF)
-            with m.Elif(sent & ~is_max & (resets | (total_order_key(best) < total_order_key(value)))):
+            with m.Elif(sent & ~is_max & (resets | less(best, value))):
                 m.d.sync += best.eq(value)
 
         ratio = config.word_bytes // config.lane_bytes

@@ -15,6 +15,7 @@ __all__ = [
     "COUNT_BITS",
     "FP4",
     "FP6",
+    "FP6_BITS",
     "FRACTION_BITS",
     "INT8",
     "PASS_BITS",
@@ -98,10 +99,11 @@ class Transposer(wiring.Component):
         if ticks <= self.SHORT:
             later = Cat(lanes)
             for tick in range(ticks):
-                earlier, later = later, Signal(8 * len(lanes), name=f"{name}_{tick}", reset_less=name != "after_1")
+                earlier, output = later, name == "after_1"  # of half the lanes
+                later = Signal(8 * len(lanes), name=f"{name}_{tick}", reset_less=not output)
                 with m.If(self.tick):
                     m.d.sync += later.eq(earlier)
-            if name == "after_1":  # the output of half the lanes
+            if output:
                 with m.If(self.tick & self.last):
                     m.d.sync += later.eq(0)
         else:

@@ -32,16 +32,18 @@ class Fetcher(wiring.Component):
     * An element must not cross a word boundary; the fetcher knows nothing of element sizes.
     * At most `fifo_depth` (power of two) words are requested and not yet delivered, so that every response
       has room; as many elements may be under way. 16 covers `sram.READ_LATENCY` with several cycles of bank
-      conflicts to spare. With `sparse`, only two words may be under way, in registers instead of a RAM: for
-      elements that share their words, or come at one in five cycles.
-    * Latency from `i` to `o`: sram.READ_LATENCY + 4 cycles (`block`, words in block RAM: 5) without conflicts. `o` and `read.req` payloads are
-      registers. `i.ready` depends on `read.req.ready` through two gates; `i.payload` should come from a
-      register.
+      conflicts to spare. `block`: the words wait in block RAM. `sparse`: only two words may be under way, in
+      registers instead of a RAM: full rate for eight or more elements to a word, else a word in five cycles.
+    * Latency from `i` to `o`: sram.READ_LATENCY + 4 cycles without conflicts (`block`: one more). `o` and
+      `read.req` payloads are registers. `i.ready` depends on `read.req.ready` through two gates; `i.payload`
+      should come from a register.
     * An address outside of the SRAM is not requested: `error` rises and stays, `error_addr` holds the
       address, requests before it are still delivered, none after it is accepted until reset.
     """
 
-    def __init__(self, config: TileConfig, fifo_depth: int = 16, *, sparse: bool = False, block: bool = False):
+    def __init__(
+        self, config: TileConfig, fifo_depth: int = 16, *, sparse: bool = False, block: bool = False
+    ):
         self.config = config
         self.fifo_depth = fifo_depth
         self.sparse, self.block = sparse, block

@@ -193,7 +193,8 @@ class Sender(wiring.Component):
         left, in_packet = Signal(flits), Signal(range(MAX_FLITS + 1))
 
         # Reads run ahead of the packets as far as the buffer has room.
-        fetch, fetch_left, credit = Signal(len(now.src)), Signal(flits), Signal(range(BUFFER + 1), init=BUFFER)
+        fetch, fetch_left = Signal(len(now.src)), Signal(flits)
+        credit = Signal(range(BUFFER + 1), init=BUFFER)
         request = self.read.req
         issue, pop = Signal(), Signal()
         m.d.comb += [

@@ -14,13 +14,15 @@ class RegisterQueue(wiring.Component):
     """Two registers in a row, each of which an item enters when it is empty or about to be.
 
     For wide items that come seldom: a register with enable costs no LUT, where a RAM or the multiplexer of a
-    skid buffer does. Latency 2; one item per cycle while the second register is empty, one in two cycles while
-    the reader alone makes room. `i.ready`, `o.valid` and `o.payload` are registers (`i.ready` behind a gate). A
+    skid buffer does. Latency 2; room that the reader makes is seen a cycle later, so a full queue passes one
+    item in two cycles. `i.ready`, `o.valid` and `o.payload` are registers (`i.ready` behind a gate). A
     credit scheme with 2 credits never sees `i.ready` low. Reset empties it.
     """
 
     def __init__(self, shape: ShapeLike):
-        super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)), "level": Out(2)})
+        super().__init__({
+            "i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)), "level": Out(2),
+        })
 
     def elaborate(self, platform):
         m = Module()

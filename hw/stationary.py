@@ -8,8 +8,9 @@ from amaranth.utils import ceil_log2
 from .accumulate import SCALE_SETS
 from .array import BLOCK_BITS
 from .config import TileConfig
-from .edge import FP4, INT8, PASS_BITS, decode_block, fp4_codes
+from .edge import FP4, FP6_BITS, INT8, PASS_BITS, decode_block, fp4_codes
 from .fetch import element_layout
+from .glue import onehot_mux
 
 __all__ = ["ONE_SCALE", "StationaryLoader", "loader_layout"]
 
@@ -87,18 +88,21 @@ class StationaryLoader(wiring.Component):
             with m.If(take_scale & (row == r)):
                 m.d.sync += self.scales[8 * r : 8 * r + 8].eq(scale)
 
-        # Blocks: one register, then the decoder.
+        # Blocks: one register, then the decoder, which does not look at the upper bits of FP codes.
         chunk = element.data.word_select(element.offset[5:], BLOCK_BITS)
         raw, fp = Signal(BLOCK_BITS, reset_less=True), Signal()
-        codes = Mux(
-            command.fmt == FP4, fp4_codes(Mux(element.offset[4], chunk[128:], chunk[:128])), chunk[:192]
+        is_fp4, upper = command.fmt == FP4, element.offset[4]
+        codes = onehot_mux(
+            Cat(~is_fp4, is_fp4 & ~upper, is_fp4 & upper),
+            (chunk[:FP6_BITS], fp4_codes(chunk[:128]), fp4_codes(chunk[128:])),
         )
-        is_fp = command.fmt != INT8
         m.d.sync += self.write.eq(Cat(take_block & (row == r) for r in range(columns)))
         with m.If(take_block):
             m.d.sync += [
-                fp.eq(is_fp),
-                raw.eq(Mux(is_fp, Cat(codes, chunk[192:]), chunk) & present.replicate(BLOCK_BITS)),
+                fp.eq(command.fmt != INT8),
+                raw.eq(Cat(codes, chunk[FP6_BITS:])),
             ]
+            with m.If(~present):
+                m.d.sync += raw.eq(0)
         m.d.comb += self.stationary.eq(decode_block(raw, fp))
         return m

@@ -186,8 +186,8 @@ class StreamEdge(wiring.Component):
         room = blocks.i.ready
         command = Signal(edge_command)
         active, finish = Signal(), Signal()
-        left, passes = Signal(COUNT_BITS), Signal(PASS_BITS)
-        last_block, last_pass = Signal(), passes == 1
+        left, which = Signal(COUNT_BITS), Signal(PASS_BITS)  # blocks left in the pass; its number, from 1
+        last_block, last_pass = Signal(), which == command.k
         m.d.comb += last_block.eq(left == 1)
 
         # Plain blocks: `place`, one-hot, is the position of the block within 4 (MXFP6; MXINT8 stays at 0) or
@@ -256,14 +256,14 @@ class StreamEdge(wiring.Component):
             ),
         ]
         with m.If(pass_end):
-            m.d.sync += passes.eq(passes - 1)
+            m.d.sync += which.eq(which + 1)
         with m.If(self.command.ready):
             m.d.sync += active.eq(self.command.valid)
             with m.If(self.command.valid):
                 m.d.sync += [
                     command.eq(self.command.payload),
                     left.eq(self.command.payload.n),
-                    passes.eq(self.command.payload.k),
+                    which.eq(1),
                     place.eq(Mux(self.command.payload.fmt == FP4, 16, 1)),
                 ]
         return m

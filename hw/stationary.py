@@ -51,7 +51,7 @@ class StationaryLoader(wiring.Component):
         m = Module()
         columns, element = self.config.columns, self.i.payload
         command, active, finish = Signal(loader_layout), Signal(), Signal()
-        passes, row, blocks = Signal(PASS_BITS), Signal(6), Signal()
+        which, row, blocks = Signal(PASS_BITS), Signal(6), Signal()  # number of the pass, from 1
         present = row < command.rows
         take, take_scale, take_block = Signal(), Signal(), Signal()
         last_row = Mux(blocks, row == columns - 1, row + 1 == command.rows)
@@ -60,7 +60,7 @@ class StationaryLoader(wiring.Component):
             take_block.eq(active & blocks & ~self.full & (self.i.valid | ~present)),
             take.eq(take_scale | take_block),
             self.i.ready.eq(active & present & (~blocks | ~self.full)),
-            finish.eq(take_block & last_row & (passes == 1)),
+            finish.eq(take_block & last_row & (which == command.k)),
             self.command.ready.eq(~active | finish),
         ]
         with m.If(take):
@@ -68,13 +68,13 @@ class StationaryLoader(wiring.Component):
             with m.If(last_row):
                 m.d.sync += blocks.eq(~blocks)
         with m.If(take_block & last_row):
-            m.d.sync += [self.full.eq(1), passes.eq(passes - 1)]
+            m.d.sync += [self.full.eq(1), which.eq(which + 1)]
         with m.If(self.swap):
             m.d.sync += self.full.eq(0)
         with m.If(self.command.ready):
             m.d.sync += active.eq(self.command.valid)
             with m.If(self.command.valid):
-                m.d.sync += [command.eq(self.command.payload), passes.eq(self.command.payload.k)]
+                m.d.sync += [command.eq(self.command.payload), which.eq(1)]
 
         # Scale bytes gather in `scales`; the set is stored when its first block arrives.
         scale = element.data.word_select(element.offset, 8)

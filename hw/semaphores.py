@@ -57,7 +57,7 @@ class Semaphores(wiring.Component):
         # The operation: accepted when `busy` is low, its counter read in the next cycle, written in the one
         # after.
         op = Signal(add_layout)
-        waiter = Signal(len(THREADS))  # one-hot; 0: an addition
+        waiter, minus = Signal(len(THREADS)), Signal()  # one-hot, and whether any; 0: an addition
         busy, write = Signal(), Signal()
         known = Signal()
         tried = Signal(len(THREADS))
@@ -74,7 +74,7 @@ class Semaphores(wiring.Component):
             m.d.comb += source.ready.eq(turns.grant[k] & free & ~first.any())
         with m.If(free):
             m.d.sync += [
-                waiter.eq(first), busy.eq(first.any() | turns.requests.any()),
+                waiter.eq(first), minus.eq(first.any()), busy.eq(first.any() | turns.requests.any()),
                 op.eq(Mux(first.any(), onehot_mux(first, [w.payload for w in self.wait]),
                           onehot_mux(turns.grant, [Cat(sem, count) for _, sem, count in sources]))),
             ]
@@ -82,10 +82,10 @@ class Semaphores(wiring.Component):
         m.d.sync += [write.eq(busy & ~write), known.eq(written.bit_select(op.sem[:len(counters.raddr)], 1))]
 
         # One adder; what goes over 65535 or below 0 has the carry or lacks it.
-        minus, value, total = Signal(), Signal(COUNT_BITS), Signal(COUNT_BITS + 1)
+        value, total = Signal(COUNT_BITS), Signal(COUNT_BITS + 1)
         done, over = Signal(), Signal()
         m.d.comb += [
-            minus.eq(waiter.any()), value.eq(counters.rdata & known.replicate(COUNT_BITS)),
+            value.eq(counters.rdata & known.replicate(COUNT_BITS)),
             total.eq(value + (op.count ^ minus.replicate(COUNT_BITS)) + minus),
             over.eq(total[-1] ^ minus), done.eq(write & ~over),
             counters.wstrb.eq(done), counters.waddr.eq(op.sem), counters.wdata.eq(total),

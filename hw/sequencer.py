@@ -405,18 +405,17 @@ class Sequencer(wiring.Component):
 
     def _burst(self, m: Module, s: SimpleNamespace) -> None:
         """Data side of the burst: which operand is the word at the decode stage?"""
-        rest = Signal(32)
-        m.d.comb += [s.b_low.eq(s.b_mask & (~s.b_mask + 1)), rest.eq(s.b_mask & ~s.b_low),
-                     s.b_last.eq(~rest.any())]
+        rest, after = Signal(32), Signal(32)
+        m.d.comb += [rest.eq(s.b_mask & ~s.b_low), s.b_last.eq(~rest.any()),
+                     after.eq(Mux(s.d_burst, rest, s.d_word))]
         with m.If(s.b_start):
             m.d.sync += s.b_busy.eq(1)
         with m.Elif(s.d_burst):
             m.d.sync += s.b_busy.eq(~s.b_last)
-        with m.If(s.d_burst):
-            m.d.sync += s.b_mask.eq(rest)
-        with m.Elif(s.d_second & ~s.b_busy):
-            m.d.sync += [s.b_mask.eq(s.d_word),
-                         s.b_raw.eq(onehot_mux(s.d_thread, [Const(UNIT[t].raw_mask, 32) for t in range(N)]))]
+        with m.If(s.d_burst | (s.d_second & ~s.b_busy)):
+            m.d.sync += [s.b_mask.eq(after), s.b_low.eq(after & (~after + 1))]
+        with m.If(s.d_second & ~s.b_busy):
+            m.d.sync += [s.b_raw.eq(onehot_mux(s.d_thread, [Const(UNIT[t].raw_mask, 32) for t in range(N)]))]
 
     def _read(self, m: Module, s: SimpleNamespace) -> None:
         """Registers and loop counters are read: y = register + immediate, addresses of the next
@@ -511,7 +510,8 @@ class Sequencer(wiring.Component):
         # Threads.
         burst = Signal()
         m.d.comb += [burst.eq(s.x_burst & ~s.frozen), self.progress.eq(good | burst),
-                     s.wake[4].eq(s.x_thread & (good & finish).replicate(N))]
+                     # After a fault as well: nothing is fetched then.
+                     s.wake[4].eq(s.x_thread & (active & finish).replicate(N))]
         complete = good & s.x_last | (burst & s.x_last & (s.x_code == 0))
         for t in range(N):
             with m.If(s.x_thread[t] & (good | complete)):
@@ -550,13 +550,15 @@ class Sequencer(wiring.Component):
                      s.wake[3].eq(s.late_thread & late.replicate(N))]
         with m.If(late):
             m.d.sync += s.late_busy.eq(0)
+        strobe, row, value = Signal(), Signal.like(s.minuends.waddr), Signal(32)  # results are late
+        m.d.sync += [
+            strobe.eq((good & write) | late | s.init),
+            row.eq(Mux(s.init, s.init_row,
+                       Mux(late, Cat(s.late_rd, _encode(s.late_thread)), Cat(rd, number)))),
+            value.eq(Mux(s.init, 0, Mux(late, s.late.o.payload, result))),
+        ]
         for ram in (s.minuends, s.addends):
-            m.d.comb += [
-                ram.wstrb.eq((good & write) | late | s.init),
-                ram.waddr.eq(Mux(s.init, s.init_row,
-                                 Mux(late, Cat(s.late_rd, _encode(s.late_thread)), Cat(rd, number)))),
-                ram.wdata.eq(Mux(s.init, 0, Mux(late, s.late.o.payload, result))),
-            ]
+            m.d.comb += [ram.wstrb.eq(strobe), ram.waddr.eq(row), ram.wdata.eq(value)]
         wiring.connect(m, s.late.read, wiring.flipped(self.lds))
 
         # The first error stays.

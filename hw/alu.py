@@ -50,17 +50,16 @@ class LateUnit(wiring.Component):
         m = Module()
         word = exact_log2(self.config.word_bytes)
         x, y = self.x, self.y
-        low, cross, parts = Signal(32), Signal(16), [Signal(16), Signal(16)]
-        other, second, swap, is_mul = Signal(32), Signal(32), Signal(), Signal()
+        low, parts = Signal(32), [Signal(16), Signal(16)]
+        factor, other, second, swap, is_mul = Signal(32), Signal(32), Signal(32), Signal(), Signal()
         lane = Signal(word - 2)
         first, second_step = Signal(), Signal()
-        m.d.sync += [first.eq(self.start), second_step.eq(first), cross.eq(parts[0] + parts[1])]
+        # A 32-bit product of 16-bit parts: (xh*yl + xl*yh) * 2^16 + xl*yl.
+        m.d.sync += [first.eq(self.start), second_step.eq(first), low.eq(factor[:16] * second[:16]),
+                     parts[0].eq(factor[16:] * second[:16]), parts[1].eq(factor[:16] * second[16:])]
         with m.If(self.take):
-            # A 32-bit product of 16-bit parts: (xh*yl + xl*yh) * 2^16 + xl*yl.
-            m.d.sync += [low.eq(x[:16] * y[:16]), is_mul.eq(self.func == Alu.MUL),
-                         parts[0].eq(x[16:] * y[:16]), parts[1].eq(x[:16] * y[16:])]
             # MIN, MAX: both candidates, and which one it is.
-            m.d.sync += [other.eq(x), second.eq(y),
+            m.d.sync += [factor.eq(x), other.eq(x), second.eq(y), is_mul.eq(self.func == Alu.MUL),
                          swap.eq((x.as_signed() < y.as_signed()) ^ (self.func == Alu.MIN))]
             with m.Switch(self.func):
                 with m.Case(Alu.SHL):
@@ -72,8 +71,9 @@ class LateUnit(wiring.Component):
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         with m.If(second_step):
-            m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(Mux(is_mul, low + Cat(Const(0, 16), cross),
-                                                                   Mux(swap, second, other)))]
+            product = low + Cat(Const(0, 16), parts[0] + parts[1])
+            m.d.sync += [self.o.valid.eq(1),
+                         self.o.payload.eq(Mux(is_mul, product, Mux(swap, second, other)))]
 
         with m.If(self.read.req.ready):
             m.d.sync += self.read.req.valid.eq(0)

@@ -1,16 +1,14 @@
 """Program memory and sequencer: five hardware threads share one instruction memory and one free-running
 pipeline.
 
-    fetch | memory | decode | registers | add | execute, write
+    fetch | memory | decode | registers | add | execute | complete, write
       ^ one word per cycle, first and second word of an instruction in consecutive cycles
 
-A thread has one instruction in flight. A sequencer instruction takes eight cycles (late ones: hw/alu.py), so
-several threads
-fill the pipeline. A unit instruction starts a *burst*: its operand words are fetched in consecutive cycles,
-and stream through the
-same adder into the unit's command port. The pipeline never stalls: an instruction that cannot go on when it
-is decoded
-(resource taken, wait pending, words not loaded yet) has no effect and is fetched again later.
+A thread has one instruction in flight, and is fetched again while the last one completes. A sequencer
+instruction takes eight cycles (late ones: hw/alu.py), so several threads fill the pipeline. A unit
+instruction starts a *burst*: its operand words are fetched in consecutive cycles, and stream through the same
+adder into the unit's command port. The pipeline never stalls: an instruction that cannot go on when it is
+decoded (resource taken, wait pending, words not loaded yet) has no effect and is fetched again later.
 """
 from functools import reduce
 from operator import or_
@@ -147,10 +145,12 @@ class Sequencer(wiring.Component):
         self._burst(m, s)
         self._read(m, s)
         self._execute(m, s)
+        self._complete(m, s)
         return m
 
     def _state(self) -> SimpleNamespace:
-        """Signals shared by the stages; `d_`, `r_`, `e_`, `x_` belong to decode, registers, add, execute."""
+        """Signals shared by the stages; `d_`, `r_`, `e_`, `x_`, `z_` belong to decode, registers, add,
+        execute, complete."""
         s = SimpleNamespace()
         s.pc = [Signal(ADDR_BITS, name=f"pc_{t}") for t in range(N)]
         s.depth = [Signal(range(LOOP_DEPTH + 1), name=f"depth_{t}") for t in range(N)]
@@ -187,6 +187,11 @@ class Sequencer(wiring.Component):
         s.x_a, s.x_y, s.x_code, s.x_value = Signal(32), Signal(32), Signal(4), Signal(32)
         s.x_next, s.x_skip, s.x_start = Signal(ADDR_BITS), Signal(ADDR_BITS), Signal(ADDR_BITS)
         s.x_count, s.x_more = Signal(32), Signal()
+        for name in ("instr", "burst", "complete", "more", "sem", "bad_amount", "odd", "beyond", "none"):
+            setattr(s, f"z_{name}", Signal(name=f"z_{name}"))
+        for name in ("thread", "op", "pc", "code", "next", "skip", "start", "value"):
+            setattr(s, f"z_{name}", Signal.like(getattr(s, f"x_{name}"), name=f"z_{name}"))
+        s.z_loop = Signal(ADDR_BITS + 32)
         return s
 
     def _control(self, m: Module, s: SimpleNamespace) -> None:
@@ -456,77 +461,36 @@ class Sequencer(wiring.Component):
                 m.d.sync += s.x_code.eq(Error.ILLEGAL_OPERAND)
 
     def _execute(self, m: Module, s: SimpleNamespace) -> None:
-        """Every effect of an instruction."""
+        """Results and operands leave; what the sum decides is found, for the last stage."""
         y, word = s.x_y, s.x_word
-        good, active = Signal(), Signal()
-        fault = Signal(4)
-        write, result, rd = Signal(), Signal(32), Signal(4)
-        next_pc, finish, halt = Signal(ADDR_BITS), Signal(), Signal()
-        number, depth = Signal(3), Signal(range(LOOP_DEPTH + 1))
-        push, pop, again = Signal(), Signal(), Signal()
+        active, okay, burst, complete = Signal(), Signal(), Signal(), Signal()
+        write, result, finish = Signal(), Signal(32), Signal()
         sem = _field(word, Op.WAIT, "sem")
-        m.d.comb += [
-            active.eq(s.x_instr & ~s.frozen), good.eq(active & (s.x_code == 0) & (fault == 0)),
-            next_pc.eq(s.x_next), number.eq(_encode(s.x_thread)), depth.eq(onehot_mux(s.x_thread, s.depth)),
-            finish.eq(~s.x_late), rd.eq(_field(word, Op.LI, "rd")),
-            s.late.take.eq(s.x_instr & s.x_late), s.late.x.eq(s.x_a), s.late.y.eq(y),
-            s.late.func.eq(_field(word, Op.ALU, "func")), result.eq(y),
-        ]
         amount = Cat(sem, y[:COUNT_BITS])  # an add_layout
+        m.d.comb += [
+            active.eq(s.x_instr & ~s.frozen), okay.eq(active & (s.x_code == 0)),
+            burst.eq(s.x_burst & ~s.frozen), result.eq(y),
+            s.late.take.eq(s.x_instr & s.x_late), s.late.x.eq(s.x_a), s.late.y.eq(y),
+            s.late.func.eq(_field(word, Op.ALU, "func")),
+        ]
         with m.Switch(s.x_op):
-            with m.Case(Op.HALT):
-                m.d.comb += [halt.eq(1), finish.eq(0)]
-            with m.Case(Op.WAIT, Op.SIGNAL):
-                with m.If(self._beyond(sem) | y[COUNT_BITS:].any() | ~y[:COUNT_BITS].any()):
-                    m.d.comb += fault.eq(Error.ILLEGAL_OPERAND)
             with m.Case(Op.LI, Op.ARG):
-                m.d.comb += write.eq(1)
+                m.d.comb += [write.eq(1), finish.eq(1)]
             with m.Case(Op.ALU):
-                m.d.comb += [write.eq(~s.x_late), s.late.start.eq(good & s.x_late),
+                m.d.comb += [write.eq(~s.x_late), finish.eq(~s.x_late), s.late.start.eq(okay & s.x_late),
                              result.eq(fast_alu(m, _field(word, Op.ALU, "func"), s.x_a, y))]
-            with m.Case(Op.LDS):
-                with m.If(y[:2].any()):
-                    m.d.comb += fault.eq(Error.ALIGNMENT)
-                with m.Elif(y >= self.config.sram_bytes):
-                    m.d.comb += fault.eq(Error.SRAM_RANGE)
-                m.d.comb += s.late.load.eq(good)
-            with m.Case(Op.LOOP):
-                with m.If(y[31] | ~y.any()):
-                    m.d.comb += next_pc.eq(s.x_skip)
-                with m.Elif(depth == LOOP_DEPTH):
-                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
-                with m.Else():
-                    m.d.comb += push.eq(good)
-            with m.Case(Op.END):
-                with m.If(depth == 0):
-                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
-                with m.Elif(s.x_more):
-                    m.d.comb += [again.eq(good), next_pc.eq(s.x_start)]
-                with m.Else():
-                    m.d.comb += pop.eq(good)
-            with m.Default():  # unit instructions: finished by their go beat
-                m.d.comb += finish.eq(0)
+            with m.Case(Op.WAIT, Op.SIGNAL, Op.LOOP, Op.END):
+                m.d.comb += finish.eq(1)
+            # HALT ends; LDS is finished by its data, a unit instruction by its go beat.
 
-        # Threads.
-        burst = Signal()
-        m.d.comb += [burst.eq(s.x_burst & ~s.frozen), self.progress.eq(good | burst),
-                     # After a fault as well: nothing is fetched then.
-                     s.wake[4].eq(s.x_thread & (active & finish).replicate(N))]
-        complete = good & s.x_last | (burst & s.x_last & (s.x_code == 0))
+        # The thread may go on, after a fault as well: nothing is fetched then.
+        m.d.comb += [s.wake[4].eq(s.x_thread & (active & finish).replicate(N)),
+                     complete.eq((okay | (burst & (s.x_code == 0))) & s.x_last)]
         for t in range(N):
-            with m.If(s.x_thread[t] & (good | complete)):
-                with m.If(finish | s.x_late | complete):
-                    m.d.sync += s.pc[t].eq(next_pc)
-            with m.If(s.x_thread[t] & good & halt):
-                m.d.sync += self.halted[t].eq(1)
             with m.If(s.x_thread[t] & complete):
                 m.d.sync += s.go[t].eq(1)
-            with m.If(s.x_thread[t]):
-                m.d.sync += s.depth[t].eq(s.depth[t] + push - pop)
             with m.If(s.x_thread[t] & s.x_instr & (s.x_op == Op.WAIT)):  # none is pending then
                 m.d.sync += [raw(self.wait[t].payload).eq(amount), s.wait_pc[t].eq(s.x_pc)]
-                with m.If(good & (sem != 0)):
-                    m.d.sync += self.wait[t].valid.eq(1)
             beat, going = self.beats[t], s.wake[1][t]
             m.d.comb += [
                 beat.valid.eq(going | (burst & s.x_thread[t] & (s.x_code == 0))),
@@ -535,40 +499,104 @@ class Sequencer(wiring.Component):
             ]
         with m.If(s.x_instr & (s.x_op == Op.SIGNAL)):  # none is under way then
             m.d.sync += raw(self.add.payload).eq(amount)
-            with m.If(good):
-                m.d.sync += [self.add.valid.eq(sem != 0), s.add_busy.eq(sem != 0)]
 
-        # Loop stack: {first word of the body, iterations left}.
-        m.d.comb += [
-            s.loops.wstrb.eq(push | again), s.loops.waddr.eq(Cat((depth - again)[:2], number)),
-            s.loops.wdata.eq(Mux(push, Cat(s.x_next, y), Cat(s.x_start, s.x_count))),
-        ]
-
-        # Register file: initialisation, else results at once, else late results.
-        late = Signal()
-        m.d.comb += [late.eq(s.late.o.valid & ~(good & write) & ~s.init), s.late.o.ready.eq(late),
+        # Register file, written a cycle later: initialisation, else results at once, else late results.
+        late, strobe = Signal(), Signal()
+        row, value = Signal.like(s.minuends.waddr), Signal(32)
+        m.d.comb += [late.eq(s.late.o.valid & ~(okay & write) & ~s.init), s.late.o.ready.eq(late),
                      s.wake[3].eq(s.late_thread & late.replicate(N))]
         with m.If(late):
             m.d.sync += s.late_busy.eq(0)
-        strobe, row, value = Signal(), Signal.like(s.minuends.waddr), Signal(32)  # results are late
         m.d.sync += [
-            strobe.eq((good & write) | late | s.init),
+            strobe.eq((okay & write) | late | s.init),
             row.eq(Mux(s.init, s.init_row,
-                       Mux(late, Cat(s.late_rd, _encode(s.late_thread)), Cat(rd, number)))),
+                       Mux(late, Cat(s.late_rd, _encode(s.late_thread)),
+                           Cat(_field(word, Op.LI, "rd"), _encode(s.x_thread))))),
             value.eq(Mux(s.init, 0, Mux(late, s.late.o.payload, result))),
         ]
         for ram in (s.minuends, s.addends):
             m.d.comb += [ram.wstrb.eq(strobe), ram.waddr.eq(row), ram.wdata.eq(value)]
         wiring.connect(m, s.late.read, wiring.flipped(self.lds))
 
+        m.d.sync += [
+            s.z_instr.eq(active), s.z_burst.eq(burst), s.z_complete.eq(complete),
+            *(getattr(s, f"z_{n}").eq(getattr(s, f"x_{n}"))
+              for n in ("thread", "op", "pc", "code", "next", "skip", "start", "more")),
+            s.z_sem.eq(sem != 0), s.z_value.eq(Mux((s.x_code == 0) & (s.x_op == Op.LDS), y, s.x_value)),
+            s.z_loop.eq(Mux(s.x_op == Op.LOOP, Cat(s.x_next, y), Cat(s.x_start, s.x_count))),
+            s.z_bad_amount.eq(self._beyond(sem) | y[COUNT_BITS:].any() | ~y[:COUNT_BITS].any()),
+            s.z_odd.eq(y[:2].any()), s.z_beyond.eq(y >= self.config.sram_bytes),
+            s.z_none.eq(y[31] | ~y.any()),
+        ]
+
+    def _complete(self, m: Module, s: SimpleNamespace) -> None:
+        """Every other effect of an instruction, and errors. The thread is fetched two cycles later at the
+        earliest."""
+        good, fault, next_pc, finish = Signal(), Signal(4), Signal(ADDR_BITS), Signal()
+        number, depth, push, pop = Signal(3), Signal(range(LOOP_DEPTH + 1)), Signal(), Signal()
+        is_end = s.z_op == Op.END
+        m.d.comb += [
+            good.eq(s.z_instr & ~s.frozen & (s.z_code == 0) & (fault == 0)),
+            next_pc.eq(s.z_next), number.eq(_encode(s.z_thread)), depth.eq(onehot_mux(s.z_thread, s.depth)),
+            finish.eq(s.z_complete),
+        ]
+        with m.Switch(s.z_op):
+            with m.Case(Op.WAIT, Op.SIGNAL):
+                m.d.comb += finish.eq(1)
+                with m.If(s.z_bad_amount):
+                    m.d.comb += fault.eq(Error.ILLEGAL_OPERAND)
+            with m.Case(Op.LI, Op.ARG, Op.ALU):
+                m.d.comb += finish.eq(1)
+            with m.Case(Op.LDS):
+                m.d.comb += [finish.eq(1), s.late.load.eq(good)]
+                with m.If(s.z_odd):
+                    m.d.comb += fault.eq(Error.ALIGNMENT)
+                with m.Elif(s.z_beyond):
+                    m.d.comb += fault.eq(Error.SRAM_RANGE)
+            with m.Case(Op.LOOP):
+                m.d.comb += finish.eq(1)
+                with m.If(s.z_none):
+                    m.d.comb += next_pc.eq(s.z_skip)
+                with m.Elif(depth == LOOP_DEPTH):
+                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
+                with m.Else():
+                    m.d.comb += push.eq(1)
+            with m.Case(Op.END):
+                m.d.comb += finish.eq(1)
+                with m.If(depth == 0):
+                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
+                with m.Elif(s.z_more):
+                    m.d.comb += next_pc.eq(s.z_start)
+                with m.Else():
+                    m.d.comb += pop.eq(1)
+
+        m.d.comb += self.progress.eq(good | (s.z_burst & ~s.frozen))
+        for t in range(N):
+            mine = s.z_thread[t]
+            with m.If(mine & finish & (good | (s.z_burst & ~s.frozen))):
+                m.d.sync += s.pc[t].eq(next_pc)
+            with m.If(mine & good & (s.z_op == Op.HALT)):
+                m.d.sync += self.halted[t].eq(1)
+            with m.If(mine & good):
+                m.d.sync += s.depth[t].eq(s.depth[t] + push - pop)
+            with m.If(mine & good & (s.z_op == Op.WAIT) & s.z_sem):
+                m.d.sync += self.wait[t].valid.eq(1)
+        with m.If(good & (s.z_op == Op.SIGNAL)):
+            m.d.sync += [self.add.valid.eq(s.z_sem), s.add_busy.eq(s.z_sem)]
+
+        # Loop stack: {first word of the body, iterations left}.
+        m.d.comb += [
+            s.loops.wstrb.eq(good & (push | (is_end & s.z_more))),
+            s.loops.waddr.eq(Cat((depth - is_end)[:2], number)), s.loops.wdata.eq(s.z_loop),
+        ]
+
         # The first error stays.
         code = Signal(4)
-        m.d.comb += code.eq(Mux(s.x_code != 0, s.x_code, Mux(s.x_instr, fault, 0)))
-        with m.If((active | burst) & (code != 0)):
+        m.d.comb += code.eq(Mux(s.z_code != 0, s.z_code, Mux(s.z_instr, fault, 0)))
+        with m.If((s.z_instr | s.z_burst) & ~s.frozen & (code != 0)):
             m.d.sync += self.error.valid.eq(1)
-        with m.If((s.x_instr | s.x_burst) & ~self.error.valid):
+        with m.If((s.z_instr | s.z_burst) & ~self.error.valid):
             m.d.sync += [
-                self.error.code.eq(code),
-                self.error.pc.eq(Mux(s.x_burst, onehot_mux(s.x_thread, s.pc), s.x_pc)),
-                self.error.value.eq(Mux((s.x_code == 0) & (s.x_op == Op.LDS), y, s.x_value)),
+                self.error.code.eq(code), self.error.value.eq(s.z_value),
+                self.error.pc.eq(Mux(s.z_burst, onehot_mux(s.z_thread, s.pc), s.z_pc)),
             ]

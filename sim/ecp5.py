@@ -1,9 +1,9 @@
-"""A design in ECP5 cells for nextpnr: Yosys' synth_ecp5 with carry chains of our own and what nextpnr adds to
-chains taken out.
+"""A design in ECP5 cells for nextpnr: Yosys' synth_ecp5 with carry chains and multiplexers of our own, and
+what nextpnr adds to chains taken out.
 
 Against the plain command this saves a twentieth of the LUTs: nextpnr puts a carry cell in front of a chain
 whose carry in is a constant, and one behind a chain whose carry out goes nowhere; adders of a few bits are
-smaller in LUTs than in carry cells.
+smaller in LUTs than in carry cells; ABC takes three LUTs for a multiplexer of four.
 """
 
 import hashlib
@@ -23,16 +23,20 @@ from hw.export import flat_ports
 
 __all__ = ["SYNTH", "cut_chains", "no_collisions", "plain_names", "synthesise", "tool"]
 
-ARITH = Path(__file__).parent / "data" / "ecp5_arith.v"
+MAP = Path(__file__).parent / "data" / "ecp5_map.v"
 NARROW = 5
 """Widest adder that is left to LUTs."""
 SYNTH = f"""
 synth_ecp5 -nowidelut -top {{top}} -run begin:map_gates
 techmap -map +/techmap.v t:$alu r:Y_WIDTH<={NARROW} %i
-techmap -map arith.v t:$alu
-synth_ecp5 -nowidelut -top {{top}} -run map_gates:
+techmap -map map.v t:$alu
+synth_ecp5 -nowidelut -top {{top}} -run map_gates:map_luts
+muxcover -mux4=250
+techmap -map map.v t:$_MUX4_
+synth_ecp5 -nowidelut -top {{top}} -run map_luts:
 """
-"""Wide multiplexers (PFUMX, L6MUX21) cost an eighth more LUTs and gain no speed here. ABC9 is the default."""
+"""Wide multiplexers (PFUMX, L6MUX21) cost an eighth more LUTs and gain no speed here. Only a tree that is a
+whole multiplexer of four gains by sim/data/ecp5_map.v, hence its cost of 250. ABC9 is the default."""
 
 
 def tool(name: str) -> str:
@@ -55,7 +59,7 @@ def no_collisions(text: str) -> str:
 
 def cut_chains(netlist: dict) -> None:
     """Carry cells of a JSON netlist without the pins that do nothing, in place: a carry out that nobody
-    reads, and the carry in of the cells that start a chain of sim/data/ecp5_arith.v."""
+    reads, and the carry in of the cells that start a chain of sim/data/ecp5_map.v."""
     for module in netlist["modules"].values():
         read = Counter(
             bit
@@ -83,13 +87,13 @@ def synthesise(top: wiring.Component, folder: Path) -> Path:
     }
     text = no_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
     script = SYNTH.format(top="top")
-    key = hashlib.sha256("\n".join([script, ARITH.read_text(), text]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([script, MAP.read_text(), text]).encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:
         return netlist
     mark.unlink(missing_ok=True)
     (folder / "top.il").write_text(text)
-    shutil.copy(ARITH, folder / "arith.v")
+    shutil.copy(MAP, folder / "map.v")
     # -l and tee: Yosys built for WASM stops echoing to the terminal after ABC.
     (folder / "script.ys").write_text(
         f"read_rtlil top.il\n{script}write_json netlist.json\ntee -q -o netlist.txt stat\n"

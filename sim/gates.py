@@ -31,7 +31,7 @@ import numpy as np
 from golden.blocks import Block
 from golden.spec import BlockSpec, random_params
 from hw.config import TileConfig, named
-from sim.ecp5 import ARITH, SYNTH
+from sim.ecp5 import MAP, SYNTH
 from sim.tile import RtlDevice, first_difference
 from sim.verilate import CACHE, CXXFLAGS, ROOT, cached_verilog, exclusive, parse_ports, randomize_init
 from sw.assembler import Program
@@ -140,7 +140,7 @@ def netlist(verilog: str, top: str, cells: str = "generic") -> dict[str, Any]:
         folder = Path(name)
         (folder / "design.v").write_text(randomize_init(verilog))
         shutil.copy(ROOT / "data" / "ecp5_cells.v", folder / "cells.v")
-        shutil.copy(ARITH, folder / "arith.v")
+        shutil.copy(MAP, folder / "map.v")
         yosys(SCRIPTS[cells].format(top=top), folder)
         return flat(json.loads((folder / "netlist.json").read_text())["modules"], top)
 

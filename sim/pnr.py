@@ -24,9 +24,12 @@ from amaranth import Module, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.command import CommandPort
 from hw.config import TileConfig, named
+from hw.csr import CsrFile
 from hw.dma import LoadEngine, StoreEngine
 from hw.export import flat_ports
+from hw.isa import UNIT_OPS, VECTOR
 from hw.matmul import Matmul
 from hw.noc import NocPort
 from hw.semaphores import Semaphores
@@ -45,6 +48,8 @@ UNITS: dict[str, Callable[[TileConfig], wiring.Component]] = {
     "noc": NocPort,
     "sequencer": Sequencer,
     "semaphores": Semaphores,
+    "csr": CsrFile,
+    "commands": lambda config: CommandPort(next(ins for ins in UNIT_OPS if ins.unit == VECTOR)),
     "sram": lambda config: Sram(config, READS, WRITES, first="stream"),
 }
 ROOT = Path(__file__).resolve().parent.parent

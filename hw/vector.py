@@ -76,8 +76,9 @@ class Vector(wiring.Component):
         m.d.comb += [
             writer.ready.eq(execute.ready),
             writer.value.eq(execute.value),
-            writer.index.eq(execute.index),
             execute.clear.eq(writer.clear),
+            execute.ask_tag.eq(writer.ask_tag),
+            execute.ask.eq(writer.ask),
             front.in_flight.eq(in_flight),
             front.stop.eq(self.error.valid),
             execute.stop.eq(self.error.valid),

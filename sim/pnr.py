@@ -98,9 +98,17 @@ def _tool(name: str) -> str:
 
 
 def plain_names(text: str) -> str:
-    """RTLIL with `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way back takes a wire of
-    that name for bit k of another, and Yosys stops."""
+    """RTLIL with `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way back takes a wire
+    of that name for bit k of another, and Yosys stops."""
     return re.sub(r"(?<=\s)\\\S*\[\S*", lambda name: name[0].replace("[", "<").replace("]", ">"), text)
+
+
+def undefined_collisions(text: str) -> str:
+    """RTLIL whose memories may return anything when a row is read and written in one cycle, which users never
+    do (hw/memory.py). Yosys would imitate the row's old value with a register and a gate for each bit of a
+    block RAM."""
+    return re.sub(r"(COLLISION_X_MASK) (\d+)'0+$", lambda mask: f"{mask[1]} {mask[2]}'" + "1" * int(mask[2]),
+                  text, flags=re.MULTILINE)
 
 
 def synthesise(component: wiring.Component, folder: Path) -> Path:
@@ -109,7 +117,7 @@ def synthesise(component: wiring.Component, folder: Path) -> Path:
     top = Folded(component)
     ports = {name: (value, PortDirection.Input if way == "i" else PortDirection.Output)
              for name, (value, way) in flat_ports(top).items()}
-    text = plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True))
+    text = undefined_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
     key = hashlib.sha256(f"{SYNTH}\n{text}".encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:

@@ -147,7 +147,9 @@ class Quantiser(wiring.Component):
                 last.eq(Cat(take & ends & (padding | self.i.payload.last), last)),
             ]
         with m.If(enable & take):
-            m.d.sync += [x.eq(self.i.payload.x & ~padding.replicate(32 * columns)), scale.eq(scale_now)]
+            m.d.sync += [x.eq(self.i.payload.x), scale.eq(scale_now)]
+        with m.If(enable & padding):
+            m.d.sync += x.eq(0)
 
         # Lanes: three stages of arithmetic, r cycles of skew, the shift register. `end` walks along and lets
         # them leave.

@@ -189,7 +189,7 @@ class VectorWriter(wiring.Component):
         with m.If(finish):
             m.d.sync += [reducing.eq(0), indexing.eq(0)]
 
-        # Fill the write register: the OR of what may come, all but one of them masked. An empty reduction
+        # Fill the write register: the OR of what may come, all but one of them 0. An empty reduction
         # gives zeros (sum, index) or -inf.
         bf16 = c.mode == 2
         is_element, is_block = data_phase & ~blockwise, data_phase & blockwise
@@ -213,11 +213,12 @@ class VectorWriter(wiring.Component):
         scales = Cat(scales, scales)[: max(32, 8 * columns)]  # of two lanes: 16 bits
         parts = [
             (x, is_lane_word),
-            (blocks.payload.data, is_block & ~is_scales),
+            (blocks.payload.data[:lane_word], is_block),  # 0 beside scales
             (self.value, 1),
             (packed, is_packed),
             (scales, is_scales),
             (Const(INF | 1 << 31, 32).replicate(columns), lowest & ~data_phase),
+            (Cat(Const(0, lane_word), blocks.payload.data[lane_word:]), 1),  # matters in a block alone
         ]
         block_bytes, rows = Const(32, 6) >> c.block, Mux(c.pack, 1, c.rows)
         whole = 4 * columns

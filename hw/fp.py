@@ -12,12 +12,13 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 __all__ = [
-    "NAN",
     "INF",
+    "NAN",
     "FpAdd",
     "FpMul",
     "IntScaleToFloat",
     "Cuts",
+    "above",
     "bf16_to_f32",
     "canonical",
     "f32_to_bf16",
@@ -89,6 +90,12 @@ def total_order_key(x: Value) -> Value:
     return (x ^ Cat(x[31].replicate(31), Const(0, 1))).as_signed()
 
 
+def above(a: Value, b: Value) -> Value:
+    """Whether a is after b in total order, from one comparison of magnitudes (bit 0 makes it <= for a >=
+    0)."""
+    return Mux(a[31] ^ b[31], b[31], (Cat(a[31], a[:31]) < Cat(Const(1, 1), b[:31])) ^ ~a[31])
+
+
 def fp_max(a: Value, b: Value) -> Value:
     """The operand with the larger key (canonical operands)."""
     return Mux(total_order_key(a) < total_order_key(b), b, a)
@@ -110,9 +117,9 @@ def f32_to_bf16(x: Value) -> Value:
 
 
 def _pack(sign, body, *, zero, inf, nan, no_fraction=0) -> Value:
-    """32 bits from sign and 31 bits of exponent and fraction, or a special value; nan beats inf beats zero.
-    `no_fraction`: the fraction is 0 whatever `body` says. The fraction's constants make a synchronous reset of
-    the register behind, which costs no gate."""
+    """32 bits from sign and 31 bits of exponent and fraction, or a special value; nan beats inf beats
+    zero. `no_fraction`: the fraction is 0 whatever `body` says. Constants instead of it make a synchronous
+    reset of the register behind, which costs no gate."""
     special = nan | inf
     return Cat(
         Mux(special | zero | no_fraction, Cat(Const(0, 22), nan), body[:23]),
@@ -136,8 +143,8 @@ def _leading_bit(nibble: Value) -> Value:
 
 
 def shift_right(x: Value, amount: Value) -> tuple[Value, Value]:
-    """x >> amount (5 bits), and whether a one fell out: whole nibbles first, so that what falls out is known as
-    early as what stays."""
+    """x >> amount (5 bits), and whether a one fell out: whole nibbles first, so that what falls out is known
+    as early as what stays."""
     out = Cat(x[k : k + 4].any() & (amount[2:] > k // 4) for k in range(0, len(x), 4)).any()
     for level in (4, 3, 2):
         x = Mux(amount[level], x[1 << level :], x)
@@ -180,9 +187,9 @@ class FpAdd(wiring.Component):
             zero=zero_a & zero_b,
         )
 
-        # 2: align the smaller significand to 24 bits + guard + round + sticky, inverted to be subtracted; from 27
-        # on, it cannot change the result and is taken for 0. big is NaN whenever either operand is. A sum of
-        # zeros is +0 unless both are -0.
+        # 2: align the smaller significand to 24 bits + guard + round + sticky, inverted to be subtracted;
+        # from 27 on, it cannot change the result and is taken for 0. big is NaN whenever either operand is. A
+        # sum of zeros is +0 unless both are -0.
         aligned, sticky = shift_right(Cat(Const(0, 2), s.small, Const(1, 1)), s.shift[:5])
         alone = s.alone | s.shift[5:].any()
         special = s.big[23:31].all()
@@ -254,8 +261,8 @@ class FpMul(wiring.Component):
         cut = Cuts(m, 4, self.latency)
         a, b = self.a, self.b
 
-        # 1: multiplier inputs and operand classes. The upper six bits of a become 64 plus digits -1, 0, 1, 2 of
-        # weight 1 and 4, and -2, -1, 0 of weight 16, each of them modulo 4.
+        # 1: multiplier inputs and operand classes. The upper six bits of a become 64 plus digits -1, 0, 1, 2
+        # of weight 1 and 4, and -2, -1, 0 of weight 16, each of them modulo 4.
         zero_a, zero_b = ~a[23:31].any(), ~b[23:31].any()
         inf_a, inf_b = a[23:31].all(), b[23:31].all()
         nan_a, nan_b = a[:23].any() & inf_a, b[:23].any() & inf_b
@@ -315,7 +322,8 @@ class FpMul(wiring.Component):
 
         # 4: normalise by at most one bit and round; the chain of the rounding also counts the exponent. With
         # gradual underflow, everything from 2^-126 - 2^-150 on rounds up to 2^-126: just below the smallest
-        # exponent, the increment is unconditional, and either it carries into the exponent or the result is zero.
+        # exponent, the increment is unconditional, and either it carries into the exponent or the result is
+        # zero.
         high = s.p[29]
         edge, under, over = (Mux(high, pair[1], pair[0]) for pair in (s.edge, s.under, s.over))
         frac = Mux(high, s.p[6:29], s.p[5:28])

@@ -164,6 +164,7 @@ class Bursts(wiring.Component):
         valid, null, boot = Signal(), Signal(), Signal()
         pc = Signal(PC_BITS)
         length, one_burst = Signal(32), Signal()  # bytes - 1; they fit `low` bits
+        too_long = Signal()  # for the SRAM
         n1, n1_is_1 = Signal(32), Signal()
         far1, far2, near1, near2 = (Signal(32, name=name) for name in ("far1", "far2", "near1", "near2"))
         top, far_limit = Signal(33), Signal(34)  # end of the window; highest legal address of a run
@@ -182,7 +183,9 @@ class Bursts(wiring.Component):
 
         # This burst. Limits are signed; addresses are not.
         refused_far = (addr < self.dram_base) | (addr.as_unsigned() > far_limit.as_signed())
-        refused_near = ~boot & (run_near + length)[exact_log2(config.sram_bytes) :].any()
+        top_near = exact_log2(config.sram_bytes)
+        past_near = (run_near[:top_near] + length[:top_near])[top_near]
+        refused_near = ~boot & (too_long | run_near[top_near:].any() | past_near)
         fault = Signal(Fault)
         m.d.comb += fault.eq(
             Mux(
@@ -224,7 +227,7 @@ class Bursts(wiring.Component):
             `address`."""
             return ~(address[:low] + more[:low])[low]
 
-        done, accept, take, use_boot = Signal(), Signal(), Signal(), self.boot.valid
+        done, accept, use_boot = Signal(), Signal(), self.boot.valid
         far, near = cmd[self.far], cmd[self.near]
         m.d.comb += [
             done.eq(~valid | (self.push & final)),
@@ -233,7 +236,6 @@ class Bursts(wiring.Component):
             self.command.ready.eq(accept & ~use_boot & self.ticket.ready),
             self.ticket.valid.eq(accept & ~use_boot & self.command.valid),
             *(self.ticket.payload[f"sig_{s}"].eq(cmd[f"sig_{s}"]) for s in "abc"),
-            take.eq((use_boot & self.boot.ready) | (self.command.valid & self.command.ready)),
         ]
         start, size, small = Signal(32), Signal(32), Signal()
         m.d.comb += [
@@ -288,11 +290,13 @@ class Bursts(wiring.Component):
             m.d.sync += [row_far.eq(to_far), row_near.eq(to_near)]
         with m.If(done):
             m.d.sync += [
-                valid.eq(take),
+                # what `take` is in such a cycle, without waiting for `done`
+                valid.eq(~self.halt & ~dead & (use_boot | (self.command.valid & self.ticket.ready))),
                 boot.eq(use_boot),
                 pc.eq(Mux(use_boot, 0, cmd.pc)),
                 null.eq(~size.any() | (~use_boot & (~cmd.n1.any() | ~cmd.n2.any()))),
                 length.eq(size - 1),
+                too_long.eq((size - 1)[exact_log2(config.sram_bytes) :].any()),
                 one_burst.eq(small),
                 n1.eq(cmd.n1),
                 n1_is_1.eq(use_boot | (cmd.n1 == 1)),

@@ -143,9 +143,13 @@ class LoadEngine(wiring.Component):
             mask.eq((ones << word_begin)[: len(mask)] & ~(ones << word_end)[: len(mask)]),
         ]
         strobe, spill = Signal(width), Signal(config.axi_bytes)
-        word, q_begin, q_end = Signal(config.sram_addr_bits), Signal(lanes), Signal(lanes + 1)
+        word = Signal(config.sram_addr_bits)
+        # Boot: the next program word of the beat, and how many follow it.
+        position, following = Signal(max(lanes - 2, 1)), Signal(max(lanes - 2, 1))
         emit, spills = Signal(), Signal()
         take = Signal()
+        bare, loads = Signal(), Signal()  # the plan has no beat; its beat goes to SRAM
+        nothing = beat.null | (beat.fault != Fault.NONE)
         advance = ~planned | take
         m.d.comb += beats.o.ready.eq(advance)
         with m.If(advance):
@@ -153,10 +157,12 @@ class LoadEngine(wiring.Component):
             with m.If(beats.o.valid):
                 m.d.sync += [
                     plan.eq(beat),
+                    bare.eq(nothing),
+                    loads.eq(~nothing & ~beat.boot),
                     Cat(strobe, spill).eq(mask),
                     word.eq(slot[sub_bits:]),
-                    q_begin.eq(begin),
-                    q_end.eq(end),
+                    position.eq(begin[2:]),
+                    following.eq(end[2:] - begin[2:] - 1),
                     emit.eq(beat.last | (word_end >= width)),
                     spills.eq(beat.last & (word_end > width)),
                     next_slot.eq(slot + end[lanes]),
@@ -171,12 +177,10 @@ class LoadEngine(wiring.Component):
         rotated = rotate_bytes(m, Mux(full, held, axi.rdata), plan.rot, "rotated")
         lane = Signal(config.axi_data_bits)
         m.d.comb += lane.eq(rotated)
-        bare, loads, good = Signal(), Signal(), Signal()
+        good = Signal()
         quiet = Signal()  # every write so far is visible
         served = Signal()  # boot: all words of this beat have been passed on
         m.d.comb += [
-            bare.eq(plan.null | (plan.fault != Fault.NONE)),
-            loads.eq(planned & ~bare & ~plan.boot),
             take.eq(
                 planned
                 & Mux(
@@ -236,19 +240,14 @@ class LoadEngine(wiring.Component):
         )
 
         # Programs.
-        index = Signal(max(lanes - 2, 1) + 1)  # words of this beat passed on
-        if lanes > 2:
-            position = Signal(lanes - 1)
-            m.d.comb += position.eq(q_begin[2:] + index)
-            instruction, at_end = lane.word_select(position[: lanes - 2], 32), position + 1 == q_end[2:]
-        else:
-            instruction, at_end = lane, Const(1)
+        at_end = ~following.any() if lanes > 2 else Const(1)
+        instruction = lane.word_select(position, 32) if lanes > 2 else lane
         m.d.comb += served.eq(at_end & (~self.program.valid | self.program.ready))
         with m.If(~self.program.valid | self.program.ready):
             serve = planned & plan.boot & ~bare & have & ~resp[1] & ~halted
             m.d.sync += [self.program.valid.eq(serve), self.program.payload.eq(instruction)]
-            with m.If(serve):
-                m.d.sync += index.eq(Mux(at_end, 0, index + 1))
+            with m.If(serve & ~at_end):
+                m.d.sync += [position.eq(position + 1), following.eq(following - 1)]
 
         # Errors.
         with m.If(self.stop):

@@ -59,23 +59,21 @@ class _WordReader(wiring.Component):
         m.d.comb += [jobs.i.valid.eq(pending), jobs.i.payload.eq(job)]
         # The FIFO of words: credits keep it from overflowing, so that nothing hangs on `o.ready` but one
         # read.
-        head, tail, pull = Signal(range(WORDS)), Signal(range(WORDS)), Signal()
-        stored = Signal(range(WORDS + 1))
+        head, tail, pull = Signal(range(2 * WORDS)), Signal(range(2 * WORDS)), Signal()
         m.d.comb += [
             words.wstrb.eq(self.read.valid),
             words.wdata.eq(self.read.data),
-            words.waddr.eq(tail),
-            pull.eq(stored.any() & (~self.o.valid | self.o.ready)),
+            words.waddr.eq(tail[:-1]),
+            pull.eq((head != tail) & (~self.o.valid | self.o.ready)),
             words.ren.eq(pull),
-            words.raddr.eq(head),
+            words.raddr.eq(head[:-1]),
             self.o.payload.eq(words.rdata),
         ]
-        m.d.sync += [
-            tail.eq(tail + self.read.valid),
-            head.eq(head + pull),
-            stored.eq(stored + self.read.valid - pull),
-            self.o.valid.eq(pull | (self.o.valid & ~self.o.ready)),
-        ]
+        with m.If(self.read.valid):
+            m.d.sync += tail.eq(tail + 1)
+        with m.If(pull):
+            m.d.sync += head.eq(head + 1)
+        m.d.sync += self.o.valid.eq(pull | (self.o.valid & ~self.o.ready))
         active, more, none_left = Signal(), Signal(bits), Signal()  # words of the run after this one
         credits = Signal(range(WORDS + 1), init=WORDS)
         request = self.read.req
@@ -93,7 +91,8 @@ class _WordReader(wiring.Component):
             ]
         with m.Elif(taken):
             m.d.sync += [request.payload.eq(request.payload + 1), more.eq(more - 1), none_left.eq(more == 1)]
-        m.d.sync += credits.eq(credits - taken + pull)
+        pulled = Signal()  # `pull` comes late
+        m.d.sync += [pulled.eq(pull), credits.eq(credits - taken + pulled)]
         return m
 
 

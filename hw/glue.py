@@ -107,8 +107,11 @@ class Fifo(wiring.Component):
             ram.wstrb.eq(push), ram.waddr.eq(tail[:bits]), ram.wdata.eq(raw(self.i.payload)),
             ram.ren.eq(pull), ram.raddr.eq(head[:bits]),
         ]
+        with m.If(pull):
+            m.d.sync += head.eq(head + 1)
+        with m.If(push):
+            m.d.sync += tail.eq(tail + 1)
         m.d.sync += [
-            head.eq(head + pull), tail.eq(tail + push),
             # (stored + push - pull == depth), with nothing but a gate behind the late `push` and `pull`
             full.eq(~pull & (full | (push & (stored == self.depth - 1)))),
         ]

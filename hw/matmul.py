@@ -30,8 +30,8 @@ from .walk import PassWalker, StationaryWalker
 
 __all__ = ["Matmul"]
 
-COMMANDS = 4
-"""Instructions that each part may queue."""
+LATE = {"issue": 4, "drain": 4, "signals": 8}
+"""Instructions that parts behind the fetchers may queue; two for those in front, whose turn comes at once."""
 
 
 class Matmul(wiring.Component):
@@ -79,11 +79,8 @@ class Matmul(wiring.Component):
         connect(m, flipped(self.command), front.command)
         commands = {}
         for name, layout in front.parts.items():
-            # The walkers are the first to need their commands, which are wide.
             m.submodules[f"{name}_commands"] = fifo = (
-                RegisterQueue(layout)
-                if name.startswith("walk")
-                else Fifo(layout, 2 * COMMANDS if name == "signals" else COMMANDS)
+                Fifo(layout, LATE[name]) if name in LATE else RegisterQueue(layout)
             )
             connect(m, getattr(front, name), fifo.i)
             commands[name] = fifo.o

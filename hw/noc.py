@@ -84,7 +84,7 @@ class Receiver(wiring.Component):
 
         is_write = head.kind == Kind.WRITE
         wrong = Signal()
-        sems = head.sem >= config.semaphores
+        sems = head.sem[exact_log2(config.semaphores):].any()
         m.d.comb += [
             wrong.eq((head.dst != self.tile_id) | (head.kind.as_value() > Kind.READ.value) | sems
                      | (last == is_write)
@@ -188,7 +188,8 @@ class Sender(wiring.Component):
             m.d.sync += self.o.valid.eq(send)
             with m.If(send):
                 m.d.sync += self.o.payload.eq(flit)
-        now = Signal(request_layout(config))
+        # The request; it has no data; it has no signal; the packet under way is its last.
+        now, empty, silent, ends = Signal(request_layout(config)), Signal(), Signal(), Signal()
         flits = len(now.len)
         left, in_packet = Signal(flits), Signal(range(MAX_FLITS + 1))
 
@@ -220,13 +221,14 @@ class Sender(wiring.Component):
             packet.eq(Mux(final, left, MAX_FLITS)),
             head.dst.eq(now.tile), head.src.eq(self.tile_id), head.addr.eq(now.dst),
             head.length.eq(packet << size),
-            head.kind.eq(Mux(left == 0, Kind.SIGNAL, Kind.WRITE)), head.sem.eq(Mux(final, now.sem, 0)),
+            head.kind.eq(Mux(empty, Kind.SIGNAL, Kind.WRITE)), head.sem.eq(Mux(final, now.sem, 0)),
             head.count.eq(final),
         ]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.i.ready.eq(1)
-                m.d.sync += [now.eq(self.i.payload), left.eq(self.i.payload.len)]
+                m.d.sync += [now.eq(self.i.payload), left.eq(self.i.payload.len),
+                             empty.eq(self.i.payload.len == 0), silent.eq(self.i.payload.sem == 0)]
                 with m.If(self.i.valid):
                     m.d.sync += [fetch.eq(self.i.payload.src),
                                  fetch_left.eq(self.i.payload.len),
@@ -236,19 +238,19 @@ class Sender(wiring.Component):
                 with m.If(self.cut):
                     m.d.sync += fetch_left.eq(0)
                     m.next = "FLUSH"
-                with m.Elif((left == 0) & (now.sem == 0)):
+                with m.Elif(empty & silent):
                     m.d.comb += self.done.eq(1)
                     m.next = "IDLE"
                 with m.Else():
-                    m.d.comb += [send.eq(1), flit.head.eq(1), flit.last.eq(left == 0),
+                    m.d.comb += [send.eq(1), flit.head.eq(1), flit.last.eq(empty),
                                  flit.data.eq(head)]
                     with m.If(space):
-                        m.d.sync += [in_packet.eq(packet), packets.eq(packets - 1),
+                        m.d.sync += [in_packet.eq(packet), ends.eq(final), packets.eq(packets - 1),
                                      now.dst.eq(now.dst + MAX_FLITS * FLIT_BYTES)]
                         with m.If(final):
                             m.d.sync += left.eq(0)
                         m.next = "DATA"
-                        with m.If(left == 0):
+                        with m.If(empty):
                             m.d.comb += self.done.eq(1)
                             m.next = "IDLE"
             with m.State("DATA"):
@@ -259,7 +261,7 @@ class Sender(wiring.Component):
                     m.d.sync += in_packet.eq(in_packet - 1)
                     with m.If(in_packet == 1):
                         m.next = "HEAD"
-                        with m.If(left == 0):
+                        with m.If(ends):
                             m.d.comb += self.done.eq(1)
                             m.next = "IDLE"
             with m.State("FLUSH"):
@@ -329,7 +331,7 @@ class NocPort(wiring.Component):
             m.d.comb += code.eq(Error.SRAM_RANGE)
         with m.If(held.tile[16:].any()):
             m.d.comb += [code.eq(Error.ILLEGAL_OPERAND), value.eq(held.tile)]
-        with m.If(held.sem >= config.semaphores):
+        with m.If(held.sem[exact_log2(config.semaphores):].any()):
             m.d.comb += [code.eq(Error.ILLEGAL_OPERAND), value.eq(held.sem)]
         for name in ("len", "dst", "src"):
             with m.If(held[name][:exact_log2(FLIT_BYTES)].any()):
@@ -352,13 +354,12 @@ class NocPort(wiring.Component):
                     m.d.sync += held.eq(command)
                     m.next = "CHECK"
             with m.State("CHECK"):
+                with m.If(~self.error.valid):
+                    m.d.sync += [self.error.valid.eq(code != Error.NONE), self.error.code.eq(code),
+                                 self.error.pc.eq(held.pc), self.error.value.eq(value)]
                 with m.If(code == Error.NONE):
                     m.next = "ASK"
                 with m.Else():
-                    with m.If(~self.error.valid):
-                        m.d.sync += [self.error.valid.eq(1), self.error.code.eq(code),
-                                     self.error.pc.eq(held.pc),
-                                     self.error.value.eq(value)]
                     m.next = "IDLE"
             with m.State("ASK"):
                 m.d.comb += asking.eq(~self.stop)

@@ -53,7 +53,7 @@ def test_proof(spec, depth):
     (skid, "with m.Elif(self.i.valid & ~full):", "with m.Elif(self.i.valid):"),
     (skid, "self.o.valid.eq(full | self.i.valid)", "self.o.valid.eq(self.i.valid)"),
     (fifo, "full.eq(~pull & (full | (push & (stored == self.depth - 1))))", "full.eq(stored == self.depth)"),
-    (fifo, "head.eq(head + pull)", "head.eq(head + (pull & self.o.ready))"),
+    (fifo, "head.eq(head + 1)", "head.eq(head + self.o.ready)"),
     (fifo, "pull.eq((head != tail) & take)", "pull.eq(head != tail)"),
     (block_fifo, "pull.eq((head != tail) & (~read | take))", "pull.eq(head != tail)"),
     (block_fifo, "read.eq(pull | (read & ~take))", "read.eq(pull)"),

@@ -1,5 +1,6 @@
 """A simulated board on a pseudo-terminal: the RTL of hw/board.py or hw/board_top.py, bits on its UART."""
 
+import inspect
 import os
 import threading
 import time
@@ -56,7 +57,7 @@ class HostEnd(wiring.Component):
 
     def __init__(self, board: Board | BoardTop):
         self.board = board
-        members = {"i": In(stream.Signature(8)), "o": Out(stream.Signature(8)), "led": Out(4)}
+        members = {"i": In(stream.Signature(8)), "o": Out(stream.Signature(8))}
         if isinstance(board, BoardTop):
             members |= {"clk": In(1), "rst": In(1)}
         super().__init__(members)
@@ -70,7 +71,7 @@ class HostEnd(wiring.Component):
         wiring.connect(m, receiver.o, wiring.flipped(self.o))
         m.d.comb += [board.uart_rx.eq(transmitter.tx), receiver.rx.eq(board.uart_tx)]
         if isinstance(board, BoardTop):
-            m.d.comb += [board.oscillator.eq(self.clk), board.button.eq(self.rst), self.led.eq(board.led)]
+            m.d.comb += [board.oscillator.eq(self.clk), board.button.eq(self.rst)]
         return m
 
 
@@ -90,7 +91,7 @@ class BoardSimulation:
             return HostEnd(Board(board, divisor=DIVISOR, memory_bytes=memory_bytes))
 
         name = "serrano_board"
-        text = cached_verilog(make, name, repr((board, memory_bytes, DIVISOR)), __doc__ or "")
+        text = cached_verilog(make, name, repr((board, memory_bytes, DIVISOR)), inspect.getsource(HostEnd))
         text += PRIMITIVES if isinstance(board, BoardSpec) else ""
         self.unit = Unit(compile_verilog(text, name, opt="-O1"), parse_ports(text, name), seed=seed)
         self.there, self.back = Faults(rate, seed), Faults(rate, seed + 1)

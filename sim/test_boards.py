@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from hw.uart import divisor
 from sim import bitstream
 from sim.board import BoardSimulation
 from sim.verilate import build_unit
+from sw.checkpoint import load_checkpoint
 from sw.engine import build_image
 from sw.layout import align
 from sw.runtime import Session
@@ -30,6 +32,7 @@ from sw.uart import UartDevice
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*never used")  # components asked for their ports alone
 
+ROOT = Path(__file__).resolve().parent.parent
 TOPS = [ULX3S, ARTY]
 # stories260K of llama2.c, 260,032 parameters (docs/boards.md), with 128 of its 512 positions.
 STORIES = ModelSpec(
@@ -66,6 +69,31 @@ def test_memory_holds_the_model_it_was_sized_for() -> None:
     # Block RAMs of 2 KiB: model, SRAM, instructions; 208 in all, and the rest of the tile needs some.
     blocks = (ULX3S.memory_bytes + ULX3S.config.sram_bytes + 4 * ULX3S.config.imem_words) // 2048
     assert blocks <= 208 - 24
+
+    c = load_checkpoint(ROOT / "models/serrano-llama", weights="mxfp4", context=32)
+    image = build_image(ARTY.config, c.spec, c.params, dram_bytes=ARTY.memory_bytes)
+    assert align(image.dram.top, 4096) == ARTY.memory_bytes
+
+
+def test_docs_agree_with_the_table() -> None:
+    text = (ROOT / "docs/boards.md").read_text()
+    configs = [spec.config for spec in BOARDS.values()]
+    rows = {
+        "`BOARD`, `--config`": [f"`{c.name}`" for c in configs],
+        "array, SRAM, instructions": [
+            f"32 x {c.columns}, {c.sram_bytes >> 10} KiB, {c.imem_words}" for c in configs
+        ],
+        "model memory": [
+            *(f"{spec.memory_bytes >> 10} KiB of block RAM" for spec in TOPS),
+            f"{KV260.memory_bytes >> 20} MiB of DDR from {KV260.memory_base:#x}",
+        ],
+    }
+    for name, cells in rows.items():
+        assert f"| {name} | {' | '.join(cells)} |\n" in text, name
+    for spec in BOARDS.values():
+        model, options = spec.model.split(" ", 1)
+        assert re.search(rf"generate {model}( --tokenizer \S+)? {options} ", text), spec.model
+        assert not spec.baud or f":{spec.baud} --prompt" in text
 
 
 # ---- clocks

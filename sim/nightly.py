@@ -31,7 +31,7 @@ class Step:
 
 
 STEPS = (
-    Step("soak", ("test", f"T={SOAK}", "SOAK=400")),
+    Step("soak", ("test", f"T={SOAK}", "SOAK=200")),
     Step("dma-soak", ("dma-soak",)),
     Step("gates", ("gates", "CONFIG=ecp5")),
     Step("synth-base", ("synth", "CONFIG=base")),

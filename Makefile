@@ -2,6 +2,7 @@
 PYTHON ?= python3
 CONFIG ?= base
 TARGET ?= ecp5
+BOARD  ?=
 JOBS   ?= 2
 VENV   := .venv
 PY     := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONPATH=. $(VENV)/bin/python
@@ -9,11 +10,11 @@ STAMP  := $(VENV)/.stamp
 export CONFIG WAVES
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test bench models verilog synth docs lint formal dma-soak pnr gates asic nightly clean
+.PHONY: help env sim test bench models verilog synth docs lint formal dma-soak pnr bitstream vivado gates asic nightly clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
-	@echo "  variables: CONFIG=tiny|base|ecp5|big or a file  WAVES=1  JOBS=2  PYTHON=python3.x  T=<pytest arguments>  ARGS=<program arguments>"
+	@echo "  variables: CONFIG=tiny|base|ecp5|big or a file  BOARD=ulx3s|arty|kv260  WAVES=1  JOBS=2  PYTHON=python3.x  T=<pytest arguments>  ARGS=<program arguments>"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -46,6 +47,12 @@ synth: env  ## LUT, FF, DSP, RAM per unit (CONFIG=, TARGET=ecp5|nexus|gowin|xili
 pnr: CONFIG := $(if $(filter command line environment,$(origin CONFIG)),$(CONFIG),ecp5)
 pnr: env  ## place and route the tile on an LFE5U-85F, three seeds (CONFIG=ecp5; ARGS="--unit sram")
 	$(PY) -m sim.pnr --config $(CONFIG) $(ARGS)
+
+bitstream: env  ## build/<board>/serrano.bit: Yosys, nextpnr, ecppack (BOARD=ulx3s; ARGS="--seeds 4 5")
+	$(PY) -m sim.bitstream $(BOARD:%=--board %) $(ARGS)
+
+vivado: env  ## build/<board>: a Vivado project, to be built with `vivado -source build.tcl` (BOARD=arty|kv260)
+	$(PY) -m hw.board_vivado $(BOARD:%=--board %) $(ARGS)
 
 docs: env  ## docs/isa.md, docs/registers.md and C headers in build/ from the tables
 	$(PY) -m hw.isa_docs

@@ -36,7 +36,7 @@ class CommandPort(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(beat_layout)),
             "o": Out(stream.Signature(command_layout(ins))),
-            "level": Out(range(FIFO_DEPTH + 2)),
+            "level": Out(range(FIFO_DEPTH + 3)),
             "busy": Out(1),
         })
 

@@ -7,7 +7,7 @@ from amaranth.utils import exact_log2
 
 from .axi import AxiRead, Resp
 from .config import TileConfig
-from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, boot_layout, fifo_depth
+from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, boot_layout, burst_depth
 from .glue import Fifo, raw
 from .isa import BY_OP, Error, Op
 from .ports import SramWrite, unit_members
@@ -74,7 +74,7 @@ class LoadEngine(wiring.Component):
 
         m.submodules.bursts = bursts = Bursts(config, BY_OP[Op.LOAD], "src", "dst")
         m.submodules.ar = ar = AddressChannel(config)
-        m.submodules.fifo = fifo = Fifo(bursts.burst.shape(), fifo_depth(config))
+        m.submodules.fifo = fifo = Fifo(bursts.burst.shape(), burst_depth(config))
         m.submodules.beats = beats = Beats(config)
         m.submodules.signals = signals = Signals(config, 3)
         halted = Signal()

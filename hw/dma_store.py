@@ -7,7 +7,7 @@ from amaranth.utils import exact_log2
 
 from .axi import AxiWrite, Resp
 from .config import TileConfig
-from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, fifo_depth
+from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, burst_depth, fifo_depth
 from .dma_load import rotate_bytes
 from .glue import Fifo, SkidBuffer, StreamArbiter, raw
 from .isa import BY_OP, Error, Op
@@ -44,7 +44,7 @@ class _WordReader(wiring.Component):
         m = Module()
         bits, offset = self.config.sram_addr_bits, exact_log2(self.config.word_bytes)
         m.submodules.jobs = jobs = Fifo(
-            data.StructLayout({"word": bits, "more": bits}), fifo_depth(self.config)
+            data.StructLayout({"word": bits, "more": bits}), burst_depth(self.config)
         )
         m.submodules.words = words = DualPortRam(width=8 * self.config.word_bytes, depth=WORDS)
         # Whether a run is pushed is known late (range check), so it is registered; `ready` leaves room for
@@ -141,14 +141,14 @@ class StoreEngine(wiring.Component):
 
         m.submodules.bursts = bursts = Bursts(config, BY_OP[Op.STORE], "dst", "src")
         m.submodules.aw = aw = AddressChannel(config)
-        m.submodules.fifo = fifo = Fifo(bursts.burst.shape(), fifo_depth(config))
+        m.submodules.fifo = fifo = Fifo(bursts.burst.shape(), burst_depth(config))
         m.submodules.beats = beats = Beats(config)
         m.submodules.reader = reader = _WordReader(config)
         m.submodules.read_signals = read_signals = Signals(config, 1)
         m.submodules.done_signals = done_signals = Signals(config, 2)
         m.submodules.signals = signals = StreamArbiter(SEM_BITS, 2)
         answer_layout = data.StructLayout({"far": 32, "pc": PC_BITS, "end": 1, "null": 1, "fault": Fault})
-        m.submodules.answers = answers = Fifo(answer_layout, fifo_depth(config))
+        m.submodules.answers = answers = Fifo(answer_layout, fifo_depth(config), block=True)
         halted = Signal()
         wiring.connect(m, wiring.flipped(self.command), bursts.command)
         wiring.connect(m, fifo.o, beats.i)
@@ -192,8 +192,10 @@ class StoreEngine(wiring.Component):
         ]
         planned, take = Signal(), Signal()
         bare, end, final = Signal(), Signal(), Signal()
-        back, upper, strobe = Signal(lanes), Signal(config.axi_bytes), Signal(config.axi_bytes)
-        sub, straddles, leaves, leaves_both = Signal(sub_bits), Signal(), Signal(), Signal()
+        back, strobe = Signal(lanes), Signal(config.axi_bytes)
+        # Slot, of those of `word` and the first one of `after`, that each byte comes from.
+        source = Signal(data.ArrayLayout(range(slots + 1), config.axi_bytes))
+        straddles, leaves, leaves_both = Signal(), Signal(), Signal()
         crosses = past[lanes] & ~early & (slot[:sub_bits] == slots - 1)
         ones = (1 << config.axi_bytes) - 1
         head = Mux(beat.first, beat.near[:lanes] - beat.rot, 0)[:lanes]
@@ -220,9 +222,11 @@ class StoreEngine(wiring.Component):
                     end.eq(beat.end),
                     final.eq(beat.final),
                     back.eq(-beat.rot),
-                    upper.eq(Mux(early, 0, ~(ones << beat.rot))),
+                    *(
+                        source[t].eq(slot[:sub_bits] + (~early & (t < beat.rot)))
+                        for t in range(config.axi_bytes)
+                    ),
                     strobe.eq((ones << head) & (Mux(beat.last, (2 << beat.tail) - 1, ones))),
-                    sub.eq(slot[:sub_bits]),
                     straddles.eq(crosses),
                     leaves_both.eq(crosses & beat.last),
                     next_slot.eq(slot + ~early),
@@ -254,18 +258,15 @@ class StoreEngine(wiring.Component):
         with m.Elif(shift | ~after_loaded):
             m.d.sync += [after.eq(words.payload), after_loaded.eq(words.valid)]
         slot_size = config.axi_data_bits
-        this = word.word_select(sub, slot_size) if slots > 1 else word
-        both = Cat(word[slot_size:], after[:slot_size])
-        that = both.word_select(sub, slot_size) if slots > 1 else both
-        mixed = Signal(slot_size)
-        m.d.comb += mixed.eq(
-            Cat(
-                Mux(upper[t], that[8 * t : 8 * t + 8], this[8 * t : 8 * t + 8])
-                for t in range(config.axi_bytes)
-            )
-        )
+        mixed = []
+        for t in range(config.axi_bytes):
+            place = [slot_size * k + 8 * t for k in range(slots)]
+            own = Cat(word[at : at + 8] for at in place)
+            if slots > 1:
+                own = own.word_select(source[t][:sub_bits], 8)
+            mixed.append(Mux(source[t][sub_bits], after[8 * t : 8 * t + 8], own))
         m.d.comb += [
-            w.i.payload.data.eq(rotate_bytes(m, mixed, back, "rotated")),
+            w.i.payload.data.eq(rotate_bytes(m, Cat(mixed), back, "rotated")),
             w.i.payload.strb.eq(strobe & ~halted.replicate(config.axi_bytes)),
             w.i.payload.last.eq(final),
             axi.wvalid.eq(w.o.valid),

@@ -53,25 +53,30 @@ class SkidBuffer(wiring.Component):
 
 
 class Fifo(wiring.Component):
-    """Show-ahead FIFO in a small RAM (LUT RAM on FPGAs), whose read register is the output.
+    """Show-ahead FIFO in a small RAM (LUT RAM on FPGAs), whose read register is the output; with `block`, in
+    block RAM with an output register of its own behind it.
 
-    Latency 2, one item per cycle; `i.ready` and `o.valid` are registers. Holds at least `depth` items
-    (`depth` in the RAM, one at the output): a credit scheme with `depth` credits never sees `i.ready` low.
-    `level` counts every item held, 0 to depth + 1. `depth` is a power of two, at least 2. Reset empties it.
+    Latency 2 (`block`: 3), one item per cycle; `i.ready`, `o.valid` and `o.payload` are registers. Holds at
+    least `depth` items (`depth` in the RAM, and one at the output or two): a credit scheme with `depth`
+    credits never sees `i.ready` low. `level` counts every item held, 0 to `depth` + 2. `depth` is a power of
+    two, at least 2. Reset empties it.
     """
 
-    def __init__(self, shape: ShapeLike, depth: int):
+    def __init__(self, shape: ShapeLike, depth: int, *, block: bool = False):
         if depth < 2 or depth & (depth - 1):
             raise ValueError(f"depth {depth}: allowed is a power of two, at least 2")
         self.shape = shape
         self.depth = depth
+        self.block = block
         super().__init__({"i": In(stream.Signature(shape)), "o": Out(stream.Signature(shape)),
-                          "level": Out(range(depth + 2))})
+                          "level": Out(range(depth + 3))})
 
     def elaborate(self, platform):
         m = Module()
         bits = ceil_log2(self.depth)
-        m.submodules.ram = ram = DualPortRam(width=len(raw(self.i.payload)), depth=self.depth)
+        m.submodules.ram = ram = DualPortRam(
+            width=len(raw(self.i.payload)), depth=self.depth, block=self.block
+        )
         # Pointers have one bit more than the address, so that full and empty differ.
         head, tail = Signal(bits + 1), Signal(bits + 1)
         stored = Signal(bits + 1)
@@ -81,17 +86,26 @@ class Fifo(wiring.Component):
             stored.eq(tail - head),
             self.i.ready.eq(~full),
             push.eq(self.i.valid & ~full),
-            pull.eq((head != tail) & (~self.o.valid | self.o.ready)),
             ram.wstrb.eq(push), ram.waddr.eq(tail[:bits]), ram.wdata.eq(raw(self.i.payload)),
-            ram.ren.eq(pull), ram.raddr.eq(head[:bits]), raw(self.o.payload).eq(ram.rdata),
-            self.level.eq(stored + self.o.valid),
+            ram.ren.eq(pull), ram.raddr.eq(head[:bits]),
         ]
         m.d.sync += [
             head.eq(head + pull), tail.eq(tail + push),
             # (stored + push - pull == depth), with nothing but a gate behind the late `push` and `pull`
             full.eq(~pull & (full | (push & (stored == self.depth - 1)))),
-            self.o.valid.eq(pull | (self.o.valid & ~self.o.ready)),
         ]
+        take = ~self.o.valid | self.o.ready
+        if self.block:
+            read = Signal()  # the RAM's own register holds an item
+            m.d.comb += [pull.eq((head != tail) & (~read | take)),
+                         self.level.eq(stored + read + self.o.valid)]
+            m.d.sync += read.eq(pull | (read & ~take))
+            with m.If(take):
+                m.d.sync += [self.o.valid.eq(read), raw(self.o.payload).eq(ram.rdata)]
+        else:
+            m.d.comb += [pull.eq((head != tail) & take), raw(self.o.payload).eq(ram.rdata),
+                         self.level.eq(stored + self.o.valid)]
+            m.d.sync += self.o.valid.eq(pull | (self.o.valid & ~self.o.ready))
         return m
 
 

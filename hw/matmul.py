@@ -24,6 +24,7 @@ from .glue import Fifo, SkidBuffer
 from .isa import BY_OP, Error, Op
 from .matmul_front import MatmulFrontEnd, issue_layout
 from .ports import PC_BITS, SramRead, SramWrite, unit_members
+from .queue import RegisterQueue
 from .stationary import ONE_SCALE, StationaryLoader
 from .walk import PassWalker, StationaryWalker
 
@@ -78,8 +79,11 @@ class Matmul(wiring.Component):
         connect(m, flipped(self.command), front.command)
         commands = {}
         for name, layout in front.parts.items():
-            m.submodules[f"{name}_commands"] = fifo = Fifo(
-                layout, 2 * COMMANDS if name == "signals" else COMMANDS
+            # The walkers are the first to need their commands, which are wide.
+            m.submodules[f"{name}_commands"] = fifo = (
+                RegisterQueue(layout)
+                if name.startswith("walk")
+                else Fifo(layout, 2 * COMMANDS if name == "signals" else COMMANDS)
             )
             connect(m, getattr(front, name), fifo.i)
             commands[name] = fifo.o
@@ -94,7 +98,7 @@ class Matmul(wiring.Component):
         ):
             m.submodules[f"{name}_walker"], m.submodules[f"{name}_fetcher"] = walker, fetcher = (
                 walker,
-                Fetcher(config),
+                Fetcher(config, sparse=name == "scale"),
             )
             connect(m, commands[f"walk_{name}"], walker.command)
             connect(m, walker.o, fetcher.i)
@@ -110,16 +114,12 @@ class Matmul(wiring.Component):
 
         # Operands.
         m.submodules.edge, m.submodules.loader = edge, loader = StreamEdge(), StationaryLoader(config)
-        m.submodules.chunks = chunks = SkidBuffer(
-            BLOCK_BITS
-        )  # keeps the fetcher out of the array's ready chain
         element = elements["stream"]
         m.d.comb += [
-            chunks.i.valid.eq(element.valid),
-            element.ready.eq(chunks.i.ready),
-            chunks.i.payload.eq(element.payload.data.word_select(element.payload.offset[5:], BLOCK_BITS)),
+            edge.i.valid.eq(element.valid),
+            element.ready.eq(edge.i.ready),
+            edge.i.payload.eq(element.payload.data.word_select(element.payload.offset[5:], BLOCK_BITS)),
         ]
-        connect(m, chunks.o, edge.i)
         connect(m, commands["edge"], edge.command)
         connect(m, commands["loader"], loader.command)
         connect(m, elements["stat"], loader.i)

@@ -18,22 +18,28 @@ __all__ = ["SinglePortRam", "DualPortRam", "Rom", "ram", "rom"]
 
 
 class _Storage(wiring.Component):
-    """Geometry, contents and the macro seam; subclasses give the ports."""
+    """Geometry, contents and the macro seam; subclasses give the ports. `block`: in block RAM on FPGAs,
+    though small (its output is late in the cycle: a register belongs right behind it)."""
 
-    def __init__(self, signature, *, width: int, depth: int, granularity: int = 0, init=()):
+    def __init__(
+        self, signature, *, width: int, depth: int, granularity: int = 0, init=(), block: bool = False
+    ):
         if width < 1 or depth < 1:
             raise ValueError(f"width and depth must be positive, not {width} x {depth}")
         if granularity and width % granularity:
             raise ValueError(f"width {width} is no multiple of the write granularity {granularity}")
         self.width, self.depth, self.granularity = width, depth, granularity or width
         self.init = [int(row) for row in init]
+        self.attributes = {"ram_style": "block"} if block else {}
         super().__init__(signature)
 
     def elaborate(self, platform):
         if hasattr(platform, "get_ram"):
             return platform.get_ram(self)
         m = Module()
-        m.submodules.mem = mem = memory.Memory(shape=unsigned(self.width), depth=self.depth, init=self.init)
+        m.submodules.mem = mem = memory.Memory(
+            shape=unsigned(self.width), depth=self.depth, init=self.init, attrs=self.attributes
+        )
         self._connect(m, mem)
         return m
 
@@ -80,7 +86,7 @@ class DualPortRam(_Storage):
     and one read port (`raddr`, `ren`; `rdata` one cycle later, held while `ren` is low). The two addresses
     must differ when both are active."""
 
-    def __init__(self, *, width: int, depth: int, granularity: int = 0, init=()):
+    def __init__(self, *, width: int, depth: int, granularity: int = 0, init=(), block: bool = False):
         super().__init__(
             {
                 "waddr": In(ceil_log2(depth)),
@@ -94,6 +100,7 @@ class DualPortRam(_Storage):
             depth=depth,
             granularity=granularity,
             init=init,
+            block=block,
         )
 
     def _connect(self, m, mem):

@@ -39,6 +39,7 @@ STEPS = (
     Step("synth-gowin", ("synth", "CONFIG=ecp5", "TARGET=gowin")),
     Step("synth-xilinx", ("synth", "CONFIG=ecp5", "TARGET=xilinx")),
     Step("pnr", ("pnr", "CONFIG=ecp5")),
+    Step("bitstream", ("bitstream", "BOARD=ulx3s")),
 )
 
 

@@ -31,7 +31,7 @@ class Step:
 
 
 STEPS = (
-    Step("soak", ("test", f"T={SOAK}", "SOAK=400")),
+    Step("soak", ("test", f"T={SOAK}", "SOAK=200")),
     Step("dma-soak", ("dma-soak",)),
     Step("gates", ("gates", "CONFIG=ecp5")),
     Step("synth-base", ("synth", "CONFIG=base")),
@@ -39,6 +39,7 @@ STEPS = (
     Step("synth-gowin", ("synth", "CONFIG=ecp5", "TARGET=gowin")),
     Step("synth-xilinx", ("synth", "CONFIG=ecp5", "TARGET=xilinx")),
     Step("pnr", ("pnr", "CONFIG=ecp5")),
+    Step("bitstream", ("bitstream", "BOARD=ulx3s")),
 )
 
 

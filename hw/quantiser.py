@@ -135,7 +135,8 @@ class Quantiser(wiring.Component):
             m.d.sync += held.eq(block)
             m.d.sync += scale_held.eq(self.scales.payload)
         m.submodules.leaving = leaving = Fifo(8 * columns, 4)
-        m.d.comb += [leaving.i.payload.eq(self.scales.payload), leaving.i.valid.eq(self.scales.ready)]
+        m.d.sync += leaving.i.valid.eq(self.scales.ready)
+        m.d.comb += leaving.i.payload.eq(scale_held)
 
         # Everything below moves with `enable`. Stage 0: element register.
         x, scale = Signal(32 * columns, reset_less=True), Signal(8 * columns, reset_less=True)

@@ -10,7 +10,7 @@ from .config import TileConfig
 from .glue import Fifo
 from .ports import SEM_BITS
 from .quantiser import BlockMaximum, element_layout
-from .vector_front import BF16, CONSTANTS, F32, LANE_BF16, LANE_F32, SCALARS, issue_layout
+from .vector_front import BF16, CONSTANTS, E8M0, F32, LANE_BF16, LANE_F32, SCALARS, issue_layout
 from .vector_lanes import FLUSH_END, NEG_ZERO, ONE, SUM_T3, SUM_T5, Lanes, Reducer, flush_blocks
 from .vector_writer import pick
 
@@ -33,18 +33,27 @@ def unpack(m: Module, word: Value, offset: Value, kind: Value, columns: int, nam
     lanes = at(word, 4 * columns, "lanes")
     halves = at(lanes, 2 * columns, "halves")
     one = at(halves, 4, "word")
-    half = at(one, 2, "half")
-    byte = at(half, 1, "byte")
-    single = Signal(32, name=f"{name}_single")
-    m.d.comb += single.eq(
-        Mux(
-            kind == F32,
-            one,
-            Mux(kind == BF16, Cat(Const(0, 16), half), Cat(Const(0, 22), byte == 255, byte, Const(0, 1))),
+    is_lane_f32, is_lane_bf16, is_f32, is_e8m0 = (kind == k for k in (LANE_F32, LANE_BF16, F32, E8M0))
+    # The half of a packed value that is the high one of its float32; the byte that is its exponent.
+    half, byte = Signal(16, name=f"{name}_half"), Signal(8, name=f"{name}_byte")
+    high = Signal(16, name=f"{name}_high")
+    m.d.comb += [
+        half.eq(Mux(is_f32 | offset[1], one[16:], one[:16])),
+        byte.eq(Mux(offset[0], half[8:], half[:8])),
+        high.eq(
+            (half & (is_f32 | (kind == BF16)).replicate(16))
+            | (Cat(Const(0, 6), byte.all(), byte, Const(0, 1)) & is_e8m0.replicate(16))
+        ),
+    ]
+    return Cat(
+        Cat(
+            (lanes[32 * r : 32 * r + 16] & is_lane_f32.replicate(16)) | (one[:16] & is_f32.replicate(16)),
+            (lanes[32 * r + 16 : 32 * r + 32] & is_lane_f32.replicate(16))
+            | (halves[16 * r : 16 * r + 16] & is_lane_bf16.replicate(16))
+            | high,
         )
+        for r in range(columns)
     )
-    bf16 = Cat(Cat(Const(0, 16), halves[16 * r : 16 * r + 16]) for r in range(columns))
-    return Mux(kind == LANE_F32, lanes, Mux(kind == LANE_BF16, bf16, single.replicate(columns)))
 
 
 class VectorExecute(wiring.Component):
@@ -149,7 +158,7 @@ class VectorExecute(wiring.Component):
 
         # One element.
         sums = (c.red_op == SUM_T5) | (c.red_op == SUM_T3)
-        flush = Signal(range(FLUSH_END + 1))
+        flush, blocked = Signal(range(FLUSH_END + 1)), Signal()
         credits, has_credit = Signal(range(OUT_DEPTH + 1), init=OUT_DEPTH), Signal(init=1)
         first, number, in_block = Signal(init=1), Signal(32), Signal(5)
         last = a.payload.last
@@ -157,7 +166,7 @@ class VectorExecute(wiring.Component):
         running = alive & (setup | ~fresh) & ~pending.any()
         sources = a.valid & (b.valid | ~c.use_b) & (d.valid | ~c.use_d)
         space = has_credit | (c.mode == 0)
-        free = ~(sums & (flush_blocks(flush) | (last & flush.any()))) & ~(last & sig_busy)
+        free = ~(sums & (blocked | (last & flush.any()))) & ~(last & sig_busy)
         issue = Signal()
         end = running & ((issue & last) | (c.empty & ~sig_busy))
         m.d.comb += [
@@ -189,11 +198,13 @@ class VectorExecute(wiring.Component):
         with m.Elif(self.sig_a.ready):
             m.d.sync += self.sig_a.valid.eq(0)
         with m.If(issue & last & sums):
-            m.d.sync += flush.eq(number[:3] + 1)
-        with m.Elif(flush == FLUSH_END):
-            m.d.sync += flush.eq(0)
-        with m.Elif(flush.any()):
-            m.d.sync += flush.eq(flush + 1)
+            m.d.sync += [flush.eq(number[:3] + 1), blocked.eq(flush_blocks(number[:3] + 1))]
+        with m.Else():
+            m.d.sync += blocked.eq(flush_blocks(flush + 1))
+            with m.If(flush == FLUSH_END):
+                m.d.sync += flush.eq(0)
+            with m.Elif(flush.any()):
+                m.d.sync += flush.eq(flush + 1)
         popped = results.o.valid & results.o.ready
         spent = issue & c.mode.any()
         m.d.sync += [

@@ -114,6 +114,7 @@ class VectorFront(wiring.Component):
             | ((flags2.out_mode.any() & ~flags2.out_mode.all()) & (lane_end > columns))
         )
         checked, legal, zero = Signal(), Signal(), Signal()
+        ones = Signal(3)  # n == 1
         uses_b, uses_d, scalars = Signal(), Signal(), Signal(len(SCALARS))
         requested = Signal(len(SCALARS))
         m.d.sync += [
@@ -121,6 +122,7 @@ class VectorFront(wiring.Component):
             uses_b.eq(use_b),
             uses_d.eq(use_d),
             legal.eq(~bad_flags & ~bad_flags2),
+            ones.eq(Cat(c[n] == 1 for n in ("n0", "n1", "n2"))),
             zero.eq((c.n0 == 0) | (c.n1 == 0) | (c.n2 == 0)),
             scalars.eq(Cat(wanted[s] & present(s) for s in SCALARS)),
         ]
@@ -162,7 +164,8 @@ class VectorFront(wiring.Component):
             [Signal(COUNT_BITS, name=f"left{k}") for k in range(3)],
             [Signal(COUNT_BITS, name=f"n{k}") for k in range(2)],
         )
-        end0, end1, end2 = (count == 1 for count in left)
+        ends, reload_ends = Signal(3), Signal(2)  # whether left == 1 and n == 1
+        end0, end1, end2 = ends
         last = end0 & end1 & end2
         used = {"a": Const(1), "b": Signal(name="walk_b"), "d": Signal(name="walk_d")}
         misaligned = {}
@@ -209,15 +212,19 @@ class VectorFront(wiring.Component):
             m.d.sync += [
                 *(count.eq(c[f"n{k}"]) for k, count in enumerate(left)),
                 *(count.eq(c[f"n{k}"]) for k, count in enumerate(reload)),
+                ends.eq(ones),
+                reload_ends.eq(ones[:2]),
                 used["b"].eq(uses_b),
                 used["d"].eq(uses_d),
             ]
         with m.Elif(go):
             m.d.sync += left[0].eq(Mux(end0, reload[0], left[0] - 1))
+            m.d.sync += ends[0].eq(Mux(end0, reload_ends[0], left[0] == 2))
             with m.If(end0):
                 m.d.sync += left[1].eq(Mux(end1, reload[1], left[1] - 1))
+                m.d.sync += ends[1].eq(Mux(end1, reload_ends[1], left[1] == 2))
                 with m.If(end1):
-                    m.d.sync += [left[2].eq(left[2] - 1), walking.eq(~end2)]
+                    m.d.sync += [left[2].eq(left[2] - 1), ends[2].eq(left[2] == 2), walking.eq(~end2)]
         with m.If(accept):
             m.d.sync += pc.eq(c.pc)
 
@@ -280,16 +287,20 @@ class VectorFront(wiring.Component):
             (c.n1, operand & legal & illegal[1] & ~illegal[0]),
             (c.n2, operand & legal & ~illegal[0] & ~illegal[1]),
         ]
-        value = Signal(32, name="error_value")
-        m.d.comb += value.eq(onehot_mux([here for _, here in choices], [value for value, _ in choices]))
-        outside = value[exact_log2(config.sram_bytes) :].any()
-        with m.If(~self.stop & ~self.error.valid & (operand | (walking & bad.any()) | (asking & scalar_bad))):
+        is_operand = Signal()
+        outside = self.error.value[exact_log2(config.sram_bytes) :].any()
+        m.d.comb += self.error.code.eq(
+            Mux(is_operand, Error.ILLEGAL_OPERAND, Mux(outside, Error.SRAM_RANGE, Error.ALIGNMENT))
+        )
+        with m.If(~self.error.valid):
             m.d.sync += [
-                self.error.valid.eq(1),
-                self.error.code.eq(
-                    Mux(operand, Error.ILLEGAL_OPERAND, Mux(outside, Error.SRAM_RANGE, Error.ALIGNMENT))
+                self.error.valid.eq(
+                    ~self.stop & (operand | (walking & bad.any()) | (asking & scalar_bad))
                 ),
+                is_operand.eq(operand),
                 self.error.pc.eq(Mux(walking & bad.any(), pc, c.pc)),
-                self.error.value.eq(value),
+                self.error.value.eq(
+                    onehot_mux([here for _, here in choices], [value for value, _ in choices])
+                ),
             ]
         return m

@@ -244,7 +244,7 @@ class Reducer(wiring.Component):
             t: Signal(name=f"at_{t}")
             for t in sorted({*_FLUSH_ADDS, *_FLUSH_HOLDS_READ, *_FLUSH_HOLDS_SUM, _FLUSH_DONE})
         }
-        m.d.comb += [at[t].eq(count == FLUSH_START + t) for t in at]
+        m.d.sync += [at[t].eq(count == FLUSH_START + t - 1) for t in at]  # that is: count == FLUSH_START + t
         reading = (count >= FLUSH_START) & (count < FLUSH_START + 8)
         with m.If(step & last):
             m.d.sync += [count.eq(slot + 1), flush_tag.eq(tag), filled.eq(Mux(early, slot + 1, 8))]

@@ -94,12 +94,12 @@ class VectorWriter(wiring.Component):
         # Write register: what to write where; `_place` turns it into a word with strobes. One bit of `lanes`
         # .. `block` says what `data` holds: a lane word; bf16 in its high halves; 32 bits (a packed value) or
         # a byte per lane (scales); a block of 32, 16, 8 bytes at the top.
-        full, room, load, write, ends = Signal(), Signal(), Signal(), Signal(), Signal()
+        writes, null = Signal(), Signal()  # `w` holds a write, or the end of an instruction without one
+        room, load, write, ends = Signal(), Signal(), Signal(), Signal()
         offset_bits = exact_log2(config.word_bytes)
         w = Signal(
             data.StructLayout(
                 {
-                    "write": 1,
                     "ends": 1,
                     "lanes": 1,
                     "halves": 1,
@@ -117,8 +117,6 @@ class VectorWriter(wiring.Component):
             ),
             reset_less=True,
         )
-        with m.If(room):
-            m.d.sync += full.eq(load)
 
         # The instruction in hand: elements or blocks, then the reduction's word, then the index word.
         started, reducing, indexing = Signal(), Signal(), Signal()
@@ -126,7 +124,8 @@ class VectorWriter(wiring.Component):
         left0, left1, lane = Signal(COUNT_BITS), Signal(COUNT_BITS), Signal(6)
         end0, end1 = left0 == 1, left1 == 1
         has_data = ~c.empty & (c.mode != 0)
-        active = command.valid & started & room & ~self.error.valid
+        alive = command.valid & started & ~self.error.valid
+        active = alive & room
         data_phase = has_data & ~reducing & ~indexing
         in_data = active & data_phase
         to_quantiser = self.elements.payload.quantise  # also those of the next instruction already
@@ -147,7 +146,7 @@ class VectorWriter(wiring.Component):
             self.elements.ready.eq(Mux(to_quantiser, quantiser.i.ready, take)),
             quantiser.i.valid.eq(self.elements.valid & to_quantiser),
             quantiser.i.payload.eq(self.elements.payload),
-            quantiser.o.ready.eq(take_block),
+            quantiser.o.ready.eq(alive & data_phase & (c.mode == 3) & room),
             command.ready.eq(finish),
             self.clear.eq((finish & (c.red_op != 0)).replicate(2) & Cat(~c.tag, c.tag)),
             load.eq(take | (take_block & write) | result | result_index | nothing),
@@ -229,8 +228,9 @@ class VectorWriter(wiring.Component):
         first = Mux(is_lane_word, Mux(bf16, c.lane0 << 1, c.lane0 << 2), 0)
         with m.If(room):
             m.d.sync += [
+                writes.eq(load & (has_data | (c.red_op != 0))),
+                null.eq(load & ~has_data & (c.red_op == 0)),
                 w.ends.eq(ends),
-                w.write.eq(has_data | (c.red_op != 0)),
                 w.pc.eq(c.pc),
                 w.lanes.eq(~data_phase | (is_lane_word & ~bf16)),
                 w.halves.eq(is_lane_word & bf16),
@@ -251,7 +251,7 @@ class VectorWriter(wiring.Component):
         req = self.port.req
         word_data, strobes, misaligned = self._place(m, w)
         outside = w.addr[exact_log2(config.sram_bytes) :].any()
-        refuse = full & w.write & (outside | misaligned)
+        refuse = writes & (outside | misaligned)
         newer, older, req_ends = Signal(), Signal(), Signal()
         visible = ~self.port.busy
         sent = req.valid & req.ready
@@ -259,17 +259,25 @@ class VectorWriter(wiring.Component):
         held_addr, held_data = Signal(config.sram_addr_bits), Signal(8 * config.word_bytes, reset_less=True)
         held_strobes = Signal(config.word_bytes)
         idle = ~held & ~req.valid & visible & ~newer & ~older
-        null = full & ~w.write  # completes once everything before it has
-        word_addr = w.addr[exact_log2(config.word_bytes) :][: config.sram_addr_bits]
-        same = held & (held_addr == word_addr) & ~held_ends
-        coming = full & w.write & ~refuse & ~self.error.valid
+        ok = ~self.error.valid
+        null_ends = null & idle & ok  # once everything before it has
+        word_addr = w.addr[offset_bits:][: config.sram_addr_bits]
+        # Whether `w` is of the word that is held: known when `w` is filled, as then it moves on or is empty.
+        same_word = Signal()
+        new_addr = addr[offset_bits:][: config.sram_addr_bits]
+        same = held & same_word & ~held_ends
         move = ~req.valid | req.ready
-        leave, take_write = Signal(), Signal()
+        leave, take_write, moves_on = Signal(), Signal(), ~held | same | move
         m.d.comb += [
             leave.eq(move & held),
-            take_write.eq(coming & (~held | same | move)),
-            room.eq(~full | take_write | (null & idle & ~self.error.valid)),
+            # What is refused makes room, too: nothing moves after it.
+            take_write.eq(writes & moves_on & ~refuse & ok),
+            room.eq(~null & (~writes | moves_on)),
         ]
+        with m.If(room):
+            m.d.sync += same_word.eq(Mux(writes, new_addr == word_addr, new_addr == held_addr))
+        with m.If(null_ends):
+            m.d.sync += null.eq(0)
         with m.If(move):
             m.d.sync += req.valid.eq(leave)
         with m.If(leave):
@@ -299,7 +307,7 @@ class VectorWriter(wiring.Component):
             ]
 
         # Completion: instructions that end with the last write accepted, or the one before it.
-        m.d.comb += self.done.eq(Mux(null & idle & w.ends, 1, Mux(visible, newer + older, sent & older)))
+        m.d.comb += self.done.eq(Mux(null_ends & w.ends, 1, Mux(visible, newer + older, sent & older)))
         with m.If(sent):
             m.d.sync += [newer.eq(req_ends), older.eq(newer & ~visible)]
         with m.Elif(visible):

@@ -77,3 +77,8 @@ def test_names_that_look_like_bits():
     """Identifiers change, bit selections do not."""
     text = "  wire width 3 \\a.b[2]\n  connect \\a.b[2] [0] \\c [1]\n  attribute \\src \"d[3].py:1\"\n"
     assert pnr.plain_names(text) == text.replace("b[2]", "b<2>")
+
+
+def test_a_read_that_meets_a_write_may_return_anything():
+    text = "parameter \\COLLISION_X_MASK 1'0 parameter \\COLLISION_X_MASK 3'000 parameter \\ABITS 1'0"
+    assert pnr.no_collisions(text) == text.replace("1'0", "1'1", 1).replace("'000", "'111")

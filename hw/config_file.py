@@ -1,4 +1,5 @@
-"""Configs by name or from a file of the user's own: TOML, or Python that sets CONFIG.
+"""Configs by name (of hw/config.py, or a board of hw/boards.py) or from a file of the user's own: TOML, or
+Python that sets CONFIG.
 
 A TOML file holds fields of `TileConfig` (hw/config.py) at its top level, what it leaves out has the default,
 and `base = "tiny"` starts from a named config instead:
@@ -16,6 +17,7 @@ import tomllib
 from dataclasses import fields
 from pathlib import Path
 
+from .boards import BOARDS
 from .config import CONFIGS, TileConfig, named
 
 __all__ = ["load"]
@@ -24,12 +26,17 @@ SUFFIXES = (".toml", ".py")
 
 
 def load(name: str) -> TileConfig:
-    """The named config, or the one in a file. ValueError says what is wrong and what is allowed."""
+    """The named config, a board's, or one in a file. ValueError says what is wrong and what is allowed."""
     path = Path(name)
     if path.suffix not in SUFFIXES:
         if name in CONFIGS:
             return named(name)
-        raise ValueError(f"config {name!r}: allowed is one of {', '.join(CONFIGS)}, or a file *.toml or *.py")
+        if name in BOARDS:
+            return BOARDS[name].config
+        raise ValueError(
+            f"config {name!r}: allowed is one of {', '.join(CONFIGS)}, or a file *.toml or *.py, or a board: "
+            f"{', '.join(BOARDS)}"
+        )
     if not path.is_file():
         raise ValueError(f"config {name!r}: no such file")
     config = _toml(path) if path.suffix == ".toml" else _python(path)
@@ -37,7 +44,8 @@ def load(name: str) -> TileConfig:
     config = config if config.name != default else config.replace(name=path.stem)
     if not config.name.isidentifier():  # it names files and C macros
         raise ValueError(f"{name}: name = {config.name!r}: allowed are letters, digits and _")
-    if config.name in CONFIGS and config != CONFIGS[config.name]:
+    known = CONFIGS | {name: board.config for name, board in BOARDS.items()}
+    if config.name in known and config != known[config.name]:
         raise ValueError(f"{name}: name = {config.name!r} is that of a config that comes with Serrano")
     return config
 

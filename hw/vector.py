@@ -7,7 +7,7 @@ from amaranth.lib.wiring import Out
 
 from .config import TileConfig
 from .fetch import Fetcher
-from .glue import Fifo, StreamArbiter
+from .glue import Fifo, SkidBuffer, StreamArbiter
 from .isa import Error
 from .ports import SEM_BITS, SramRead, SramWrite, unit_members
 from .vector_execute import VectorExecute
@@ -50,8 +50,9 @@ class Vector(wiring.Component):
         m.submodules.front = front = VectorFront(self.config)
         m.submodules.execute = execute = VectorExecute(self.config)
         m.submodules.writer = writer = VectorWriter(self.config)
-        m.submodules.issues = issues = Fifo(issue_layout, 2)
-        m.submodules.writes = writes = Fifo(writer_layout, 2)
+        # At most two instructions are in flight.
+        m.submodules.issues = issues = SkidBuffer(issue_layout)
+        m.submodules.writes = writes = SkidBuffer(writer_layout)
         m.submodules.finishes = finishes = Fifo(2 * SEM_BITS, 4)
         m.submodules.merge = merge = StreamArbiter(SEM_BITS, 2)
         fetchers = {}
@@ -76,8 +77,9 @@ class Vector(wiring.Component):
         m.d.comb += [
             writer.ready.eq(execute.ready),
             writer.value.eq(execute.value),
-            writer.index.eq(execute.index),
             execute.clear.eq(writer.clear),
+            execute.ask_tag.eq(writer.ask_tag),
+            execute.ask.eq(writer.ask),
             front.in_flight.eq(in_flight),
             front.stop.eq(self.error.valid),
             execute.stop.eq(self.error.valid),

@@ -7,6 +7,7 @@ from amaranth.utils import exact_log2
 
 from .config import TileConfig
 from .fetch import request_layout
+from .glue import onehot_mux
 from .isa import BY_OP, VECTOR_FLAGS, VECTOR_FLAGS2, Error, Op
 from .ports import PC_BITS, SEM_BITS, command_layout, error_layout, flags_layout
 from .vector_writer import COUNT_BITS, writer_layout
@@ -164,7 +165,7 @@ class VectorFront(wiring.Component):
         end0, end1, end2 = (count == 1 for count in left)
         last = end0 & end1 & end2
         used = {"a": Const(1), "b": Signal(name="walk_b"), "d": Signal(name="walk_d")}
-        misaligned, addresses = {}, {}
+        misaligned = {}
         for name in "abd":
             kind = flags[f"{name}_type"]
             size = _element_size(kind, columns)
@@ -173,19 +174,19 @@ class VectorFront(wiring.Component):
                 Signal(exact_log2(config.word_bytes), name=f"align_{name}"),
             )
             jumps = [Signal(32, name=f"jump_{name}{k}") for k in range(3)]
-            addresses[name] = addr
             misaligned[name] = used[name] & (addr & low).any()
             with m.If(accept):
-                m.d.sync += [
-                    addr.eq(c[name]),
-                    low.eq(size - 1),
-                    *(
-                        jump.eq(Mux(present(f"{name}{k}"), c[f"{name}{k}"], size))
-                        for k, jump in enumerate(jumps)
-                    ),
-                ]
+                m.d.sync += [addr.eq(c[name]), low.eq(size - 1)]
             with m.Elif(go):
                 m.d.sync += addr.eq(addr + Mux(end0, Mux(end1, jumps[2], jumps[1]), jumps[0]))
+            for k, jump in enumerate(jumps):
+                given, n = present(f"{name}{k}"), len(size)
+                with m.If(accept & ~given):  # outermost: the register's reset
+                    m.d.sync += jump[n:].eq(0)
+                with m.Elif(accept):
+                    m.d.sync += jump[n:].eq(c[f"{name}{k}"][n:])
+                with m.If(accept):
+                    m.d.sync += jump[:n].eq(Mux(given, c[f"{name}{k}"][:n], size))
             source = getattr(self, name)
             m.d.comb += [
                 source.payload.addr.eq(addr),
@@ -265,28 +266,30 @@ class VectorFront(wiring.Component):
 
         m.d.comb += self.fetch_pc.eq(Mux(asked, c.pc, pc_before))
 
-        # The first error.
-        def report(code, pc, value):
-            return [
+        # The first error; of several in one cycle, that of the instruction in front. At most one address is
+        # looked at beside an illegal operand: scalars are asked for between walks.
+        operand = checked & ~(legal & ~illegal.any()) & ~(walking & bad.any())
+        wrong = {name: walking & misaligned[name] for name in "abd"}
+        choices = [
+            (self.a.payload.addr, wrong["a"]),
+            (b.payload.addr, (wrong["b"] & ~wrong["a"]) | (asking & scalar_bad)),
+            (self.d.payload.addr, wrong["d"] & ~wrong["a"] & ~wrong["b"]),
+            (c.flags, operand & ~legal & bad_flags),
+            (c.flags2, operand & ~legal & ~bad_flags),
+            (c.n0, operand & legal & illegal[0]),
+            (c.n1, operand & legal & illegal[1] & ~illegal[0]),
+            (c.n2, operand & legal & ~illegal[0] & ~illegal[1]),
+        ]
+        value = Signal(32, name="error_value")
+        m.d.comb += value.eq(onehot_mux([here for _, here in choices], [value for value, _ in choices]))
+        outside = value[exact_log2(config.sram_bytes) :].any()
+        with m.If(~self.stop & ~self.error.valid & (operand | (walking & bad.any()) | (asking & scalar_bad))):
+            m.d.sync += [
                 self.error.valid.eq(1),
-                self.error.code.eq(code),
-                self.error.pc.eq(pc),
+                self.error.code.eq(
+                    Mux(operand, Error.ILLEGAL_OPERAND, Mux(outside, Error.SRAM_RANGE, Error.ALIGNMENT))
+                ),
+                self.error.pc.eq(Mux(walking & bad.any(), pc, c.pc)),
                 self.error.value.eq(value),
             ]
-
-        def address_error(pc, address):
-            outside = address[exact_log2(config.sram_bytes) :].any()
-            return report(Mux(outside, Error.SRAM_RANGE, Error.ALIGNMENT), pc, address)
-
-        with m.If(~self.stop & ~self.error.valid):
-            with m.If(checked & ~(legal & ~illegal.any())):
-                value = Mux(illegal[0], c.n0, Mux(illegal[1], c.n1, c.n2))
-                m.d.sync += report(
-                    Error.ILLEGAL_OPERAND, c.pc, Mux(legal, value, Mux(bad_flags, c.flags, c.flags2))
-                )
-            with m.If(asking & scalar_bad):
-                m.d.sync += address_error(c.pc, scalar_addr)
-            for name in "dba":
-                with m.If(walking & misaligned[name]):
-                    m.d.sync += address_error(pc, addresses[name])
         return m

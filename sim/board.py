@@ -1,37 +1,99 @@
-"""A simulated board on a pseudo-terminal: the RTL of hw/board.py, its UART pins moved bit by bit."""
+"""A simulated board on a pseudo-terminal: the RTL of hw/board.py or hw/board_top.py, bits on its UART."""
 
+import inspect
 import os
 import threading
 import time
 import tty
-from collections import deque
+
+import numpy as np
+from amaranth import Module
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
 
 from hw.board import Board
+from hw.board_top import BoardTop
+from hw.boards import BoardSpec
 from hw.config import TileConfig
+from hw.uart import UartReceiver, UartTransmitter
 from sim.far_end import Faults
 from sim.unit import Unit
 from sim.verilate import cached_verilog, compile_verilog, parse_ports
 
-__all__ = ["BoardSimulation"]
+__all__ = ["BoardSimulation", "HostEnd"]
 
 DIVISOR = 4
+CYCLES = 200 * DIVISOR
+"""Between two looks at the pseudo-terminal."""
+
+PRIMITIVES = """
+module EHXPLLL #(parameter CLKI_DIV = 1, CLKFB_DIV = 1, FEEDBK_PATH = "", CLKOP_ENABLE = "", CLKOP_DIV = 1,
+                 CLKOP_CPHASE = 0, CLKOP_FPHASE = 0, OUTDIVIDER_MUXA = "", PLLRST_ENA = "", INTFB_WAKE = "",
+                 STDBY_ENABLE = "", DPHASE_SOURCE = "")
+    (input CLKI, CLKFB, RST, STDBY, PLLWAKESYNC, ENCLKOP, PHASESEL0, PHASESEL1, PHASEDIR, PHASESTEP,
+     PHASELOADREG, output CLKOP, LOCK);
+  reg [5:0] count = 0;
+  always @(posedge CLKI) if (!LOCK) count <= count + 1;
+  assign CLKOP = CLKI, LOCK = count[5];
+endmodule
+module PLLE2_BASE #(parameter CLKIN1_PERIOD = 0.0, DIVCLK_DIVIDE = 1, CLKFBOUT_MULT = 1, CLKOUT0_DIVIDE = 1)
+    (input CLKIN1, CLKFBIN, RST, PWRDWN, output CLKFBOUT, CLKOUT0, LOCKED);
+  reg [5:0] count = 0;
+  always @(posedge CLKIN1) if (!LOCKED) count <= count + 1;
+  assign CLKOUT0 = CLKIN1, CLKFBOUT = CLKIN1, LOCKED = count[5];
+endmodule
+module BUFG(input I, output O);
+  assign O = I;
+endmodule
+"""
+"""Vendors' cells of hw/board_clock.py. A PLL makes the clock that it gets and locks after 32 cycles."""
+
+
+class HostEnd(wiring.Component):
+    """A board and the host's end of its UART, whose bytes are on `i` (to the board) and `o`.
+
+    A BoardTop makes its own clock from `clk`, and `rst` is its button.
+    """
+
+    def __init__(self, board: Board | BoardTop):
+        self.board = board
+        members = {"i": In(stream.Signature(8)), "o": Out(stream.Signature(8))}
+        if isinstance(board, BoardTop):
+            members |= {"clk": In(1), "rst": In(1)}
+        super().__init__(members)
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.board = board = self.board
+        m.submodules.transmitter = transmitter = UartTransmitter(DIVISOR)
+        m.submodules.receiver = receiver = UartReceiver(DIVISOR)
+        wiring.connect(m, wiring.flipped(self.i), transmitter.i)
+        wiring.connect(m, receiver.o, wiring.flipped(self.o))
+        m.d.comb += [board.uart_rx.eq(transmitter.tx), receiver.rx.eq(board.uart_tx)]
+        if isinstance(board, BoardTop):
+            m.d.comb += [board.oscillator.eq(self.clk), board.button.eq(self.rst)]
+        return m
 
 
 class BoardSimulation:
     """Runs in a thread of its own from `start` on; `path` is the serial port of the host.
 
-    there, back: faults of the line to and from the board; `cut` is a pulled cable. A level is driven and one
-    is sampled once per bit: the line is exact, what differs is only the phase.
+    board: a config and the bytes of its memory, or the spec of a board, whose whole top is simulated. there,
+    back: faults of the line to and from the board; `cut` is a pulled cable. Bits are exactly DIVISOR cycles.
     """
 
-    def __init__(self, config: TileConfig, memory_bytes: int, rate: float = 0.0, seed: int = 0):
-        text = cached_verilog(
-            lambda: Board(config, divisor=DIVISOR, memory_bytes=memory_bytes),
-            "serrano_board",
-            repr((config, memory_bytes, DIVISOR)),
-        )
-        library = compile_verilog(text, "serrano_board", opt="-O1")
-        self.unit = Unit(library, parse_ports(text, "serrano_board"), seed=seed)
+    def __init__(
+        self, board: TileConfig | BoardSpec, memory_bytes: int = 0, rate: float = 0.0, seed: int = 0
+    ):
+        def make() -> HostEnd:
+            if isinstance(board, BoardSpec):
+                return HostEnd(BoardTop(board, divisor=DIVISOR))
+            return HostEnd(Board(board, divisor=DIVISOR, memory_bytes=memory_bytes))
+
+        name = "serrano_board"
+        text = cached_verilog(make, name, repr((board, memory_bytes, DIVISOR)), inspect.getsource(HostEnd))
+        text += PRIMITIVES if isinstance(board, BoardSpec) else ""
+        self.unit = Unit(compile_verilog(text, name, opt="-O1"), parse_ports(text, name), seed=seed)
         self.there, self.back = Faults(rate, seed), Faults(rate, seed + 1)
         self.master, self._slave = os.openpty()
         tty.setraw(self._slave)
@@ -60,38 +122,25 @@ class BoardSimulation:
 
     def _serve(self) -> None:
         unit = self.unit
-        unit.set("uart_rx", 1)
+        unit.collect("o")
+        unit.push("i", np.zeros(0, np.uint8))
         unit.step(100)
-        levels: deque[int] = deque()
-        left = byte = 0  # bits that are to come, and the byte so far
-        answer = bytearray()
+        busy = 0  # cycles that the bytes on the way take
         while not self._stop:
             if self._reset:
                 unit.reset(40)
-                self._reset = False
-            if len(levels) < 100 and (data := self._read()):
+                self._reset, busy = False, 0
+            if busy <= 0 and (data := self._read()):
                 self.received += len(data)
-                for b in self.there(data):
-                    levels.extend((0, *(b >> k & 1 for k in range(8)), 1))
+                sent = self.there(data)
+                unit.push("i", np.frombuffer(sent, np.uint8))
+                busy = len(sent) * 10 * DIVISOR
             begin = time.perf_counter()
-            for _ in range(200):
-                if levels:
-                    unit.set("uart_rx", levels.popleft())
-                unit.run(DIVISOR)
-                level = unit.get("uart_tx")
-                if left:
-                    left -= 1
-                    byte = byte >> 1 | level << 8
-                    if not left:
-                        assert level, "stop bit"
-                        answer.append(byte & 0xFF)
-                elif not level:
-                    left, byte = 9, 0
+            busy -= unit.run(CYCLES)
             self.seconds += time.perf_counter() - begin
-            if answer:
+            if len(answer := unit.pop("o").astype(np.uint8).tobytes()):
                 self.sent += len(answer)
-                os.write(self.master, self.back(bytes(answer)))
-                answer.clear()
+                os.write(self.master, self.back(answer))
 
     def _read(self) -> bytes:
         try:

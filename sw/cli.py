@@ -13,7 +13,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from golden.machine import MachineError
-from hw.config import CONFIGS, named
+from hw import boards, config_file
+from hw.config import CONFIGS
 
 from .engine import BACKENDS, BOARDS, check_backend
 from .runtime import BURST, DEFAULT_TOKENS, Session, load
@@ -47,7 +48,8 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, text: str) -> argparse.ArgumentParser:
         p = commands.add_parser(name, help=text, description=text)
         p.add_argument("model", metavar="MODEL", help="checkpoint directory, or a llama2.c .bin file")
-        p.add_argument("--config", default="base", help=f"tile: {', '.join(CONFIGS)} (default %(default)s)")
+        names = ", ".join([*CONFIGS, *boards.BOARDS])
+        p.add_argument("--config", default="base", help=f"tile: {names}, or a file (default %(default)s)")
         p.add_argument("--weights", default="mxint8", choices=WEIGHTS, help="format of the weights")
         p.add_argument("--context", type=int, metavar="N", help="positions to make room for (the model's)")
         p.add_argument("--tokenizer", metavar="FILE", help="tokenizer of a llama2.c file (found beside it)")
@@ -215,7 +217,7 @@ def _inspect(args: argparse.Namespace) -> None:
     from .checkpoint import load_checkpoint
     from .plan import plan
 
-    config = named(args.config)
+    config = config_file.load(args.config)
     c = load_checkpoint(args.model, weights=args.weights, context=args.context, tokenizer=args.tokenizer)
     lines, problems = plan(
         config, c.spec, c.params, users=args.users, chunk=args.chunk, dram_bytes=args.dram << 20

@@ -21,7 +21,8 @@ import numpy as np
 
 from golden.model import Model
 from golden.spec import ModelParams, ModelSpec
-from hw.config import TileConfig, named
+from hw import config_file
+from hw.config import TileConfig
 
 from .engine import Engine, check_backend
 from .sampling import Sampling
@@ -326,14 +327,15 @@ def load(
 ) -> Session:
     """A checkpoint as a session, ready to generate.
 
-    config: a TileConfig or its name. backend: as of open_device. weights: 'mxint8', 'mxfp6' or 'mxfp4' for
-    tensors that the checkpoint has in a wider format. context: positions, default the model's own. users:
-    prompts of a batch. tokenizer: file of a llama2.c tokenizer. options: chunk and dram_bytes of Engine, the
-    others to the device (latency, stall, seed, ... of sim.tile.RtlDevice).
+    config: a TileConfig, or the name of one, of a board or of a file (hw/config_file.py). backend: as of
+    open_device. weights: 'mxint8', 'mxfp6' or 'mxfp4' for tensors that the checkpoint has in a wider format.
+    context: positions, default the model's own. users: prompts of a batch. tokenizer: file of a llama2.c
+    tokenizer. options: chunk and dram_bytes of Engine, the others to the device (latency, stall, seed, ... of
+    sim.tile.RtlDevice).
     """
     from .checkpoint import load_checkpoint
 
-    config = named(config) if isinstance(config, str) else config
+    config = config_file.load(config) if isinstance(config, str) else config
     if not 1 <= users <= config.columns:
         raise ValueError(f"users = {users}: allowed is 1..{config.columns} (columns of {config.name})")
     check_backend(backend)

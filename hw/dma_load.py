@@ -28,7 +28,8 @@ class LoadEngine(wiring.Component):
     """Copies DRAM to SRAM; LOAD of docs/architecture.md. Also fetches programs.
 
     Members besides those of every unit
-    * `m_axi`: read channels, identifier 0, in-order responses. `rready` is a register.
+    * `m_axi`: read channels, identifier 0 (that of responses is not looked at), in-order responses. `rready`
+      is a register.
     * `write`: SRAM port. Every W-byte word of a run is written once, strobed at its ends.
     * `boot` {src, words} -> `program`: 32-bit words of a program, in order, one per cycle; goes ahead of
       waiting commands.
@@ -104,14 +105,12 @@ class LoadEngine(wiring.Component):
 
         # R channel: what cannot be used at once waits in `held`.
         held, held_resp, full = Signal(config.axi_data_bits), Signal(2), Signal()
-        ours = Signal()
         have, use = Signal(), Signal()  # a beat is there; it is taken
         m.d.comb += [
             axi.rready.eq(~full),
-            ours.eq(axi.rvalid & (axi.rid == 0)),
-            have.eq(ours | full),
-            ar.retire.eq(ours & axi.rready & axi.rlast),
-            self.count_read_beat.eq(ours & axi.rready),
+            have.eq(axi.rvalid | full),
+            ar.retire.eq(axi.rvalid & axi.rready & axi.rlast),
+            self.count_read_beat.eq(axi.rvalid & axi.rready),
         ]
         with m.If(~full):
             m.d.sync += [held.eq(axi.rdata), held_resp.eq(axi.rresp)]

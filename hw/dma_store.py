@@ -100,8 +100,8 @@ class StoreEngine(wiring.Component):
     """Copies SRAM to DRAM; STORE of docs/architecture.md.
 
     Members besides those of every unit
-    * `m_axi`: write channels, identifier 0, in-order responses. AW leaves a cycle before its first W at the
-      earliest; neither waits for the other's ready.
+    * `m_axi`: write channels, identifier 0 (that of responses is not looked at), in-order responses. AW
+      leaves a cycle before its first W at the earliest; neither waits for the other's ready.
     * `read`: SRAM port; every W-byte word of a run is read once.
     * `dram_base`, `dram_size`: allowed window. `stop`: issue no more bursts; bursts whose address is out
       are finished without strobes; `idle`: all are answered, the engine may be reset.
@@ -284,7 +284,7 @@ class StoreEngine(wiring.Component):
         refused = answers.o.valid & (reply.fault != Fault.NONE)
         m.d.comb += [
             axi.bready.eq(answers.o.valid & ~unsent),
-            got.eq(axi.bvalid & axi.bready & (axi.bid == 0)),
+            got.eq(axi.bvalid & axi.bready),
             aw.retire.eq(got),
             answers.o.ready.eq(unsent | got),
             done_signals.complete.eq(

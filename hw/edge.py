@@ -214,22 +214,34 @@ class StreamEdge(wiring.Component):
         # out, or both.
         clock, filling, fill, tick, window_end = Signal(5), Signal(), Signal(), Signal(), Signal()
         leaving, first, end, wanted = Signal(), Signal(5), Signal(6), Signal()
+        first_tick, last_tick = Signal(init=1), Signal()  # clock is 0, 31
         m.d.comb += [
-            fill.eq(Mux(clock == 0, active & command.transpose, filling)),
-            wanted.eq(leaving & (clock >= first) & (clock < end)),
+            fill.eq(Mux(first_tick, active & command.transpose, filling)),
             tick.eq((fill | leaving) & (~fill | self.i.valid) & (~wanted | room)),
-            window_end.eq(tick & (clock == 31)),
-            quiet.eq((clock == 0) & ~leaving),
+            window_end.eq(tick & last_tick),
+            quiet.eq(first_tick & ~leaving),
             turn.tick.eq(tick),
             turn.phase.eq(clock),
             turn.i.eq(chunk),
             turn.show.eq(leaving),
-            turn.last.eq((clock == 31) & ~fill),
+            turn.last.eq(last_tick & ~fill),
         ]
         with m.If(tick):
-            m.d.sync += [clock.eq(clock + 1), filling.eq(fill)]
+            m.d.sync += [
+                clock.eq(clock + 1),
+                filling.eq(fill),
+                first_tick.eq(last_tick),
+                last_tick.eq(clock == 30),
+                # first <= clock < end, in the next cycle
+                wanted.eq(leaving & ((clock + 1 == first) | (wanted & (clock + 1 != end)))),
+            ]
         with m.If(window_end):
-            m.d.sync += [leaving.eq(fill), first.eq(command.offset), end.eq(command.offset + command.n)]
+            m.d.sync += [
+                leaving.eq(fill),
+                first.eq(command.offset),
+                end.eq(command.offset + command.n),
+                wanted.eq(fill & (command.offset == 0)),
+            ]
 
         # Either way.
         pass_end = (take & last_block) | (window_end & fill)

@@ -182,7 +182,7 @@ class Matmul(wiring.Component):
             Signal(),
         )  # first block of a pass; first pass of new sums; last pass, emitted
         which = Signal(ceil_log2(SCALE_SETS))  # number of stationary sets taken so far
-        gap = Signal(range(revisit))  # idle cycles due before a sum may be continued
+        gap, waits = Signal(range(revisit)), Signal()  # idle cycles due before a sum may be continued; not 0
         pass_end, end, fire = Signal(), Signal(), Signal()
         new = commands.payload
 
@@ -192,7 +192,7 @@ class Matmul(wiring.Component):
         m.d.comb += [
             pass_end.eq(left == 1),
             end.eq(fire & pass_end & (passes == 1)),
-            fire.eq(active & operands & stationary & room & (~start | start_sum | (gap == 0))),
+            fire.eq(active & operands & stationary & room & (~start | start_sum | ~waits)),
             blocks.ready.eq(fire),
             scales.ready.eq(fire & command.has_scale),
             array.valid.eq(fire),
@@ -215,9 +215,9 @@ class Matmul(wiring.Component):
                 ]
         # Block j of the next pass must enter at least `revisit` cycles after block j of this one.
         with m.If(fire & pass_end):
-            m.d.sync += gap.eq(Mux(command.n < revisit, revisit - command.n, 0))
-        with m.Elif(gap != 0):
-            m.d.sync += gap.eq(gap - 1)
+            m.d.sync += [gap.eq(revisit - command.n), waits.eq(command.n < revisit)]
+        with m.Elif(waits):
+            m.d.sync += [gap.eq(gap - 1), waits.eq(gap != 1)]
         with m.If(commands.ready):
             m.d.sync += active.eq(commands.valid)
             with m.If(commands.valid):

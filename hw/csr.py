@@ -31,10 +31,10 @@ class Counters(wiring.Component):
 
     One counter after the other is visited, three cycles for each: what is recent is taken and the total read;
     the total is registered; their sum is written. A read is a visit out of turn. Reads are 6 cycles apart or
-    more, so that less than 256 cycles pass between two visits of a counter.
+    more, so that at most INTERVAL cycles pass between two visits of a counter.
     """
 
-    RECENT_BITS = 8
+    INTERVAL = 2 * 3 * len(COUNTERS) + 6
 
     def __init__(self):
         self.totals = DualPortRam(width=COUNTER_BITS, depth=32, block=True)
@@ -51,12 +51,17 @@ class Counters(wiring.Component):
         turn, row, asked = Signal(5), Signal(5), Signal()
         phase = Signal(3, init=1)
         total, amount, known = (Signal(COUNTER_BITS),
-                                Signal(max(c.bits for c in COUNTERS) + self.RECENT_BITS), Signal())
+                                Signal(((1 << max(c.bits for c in COUNTERS)) * self.INTERVAL).bit_length()),
+                                Signal())
         recent = []
         for k, c in enumerate(COUNTERS):
-            step, count = Signal(c.bits, name=f"{c.name.lower()}_step"), Signal(c.bits + self.RECENT_BITS)
-            m.d.sync += step.eq(getattr(self, f"count_{c.name.lower()}") & self.enable.replicate(c.bits))
-            m.d.sync += count.eq(Mux(phase[0] & (row == k), 0, count) + step)
+            name = c.name.lower()
+            step = Signal(c.bits, name=f"{name}_step")
+            count = Signal(range(((1 << c.bits) - 1) * self.INTERVAL + 1), name=f"{name}_recent")
+            m.d.sync += [step.eq(getattr(self, f"count_{name}") & self.enable.replicate(c.bits)),
+                         count.eq(count + step)]
+            with m.If(phase[0] & (row == k)):
+                m.d.sync += count.eq(step)
             with m.If(self.clear):
                 m.d.sync += [step.eq(0), count.eq(0)]
             recent.append(Cat(count, Const(0, len(amount) - len(count))))

@@ -187,11 +187,12 @@ class Sequencer(wiring.Component):
         s.x_a, s.x_y, s.x_code, s.x_value = Signal(32), Signal(32), Signal(4), Signal(32)
         s.x_next, s.x_skip, s.x_start = Signal(ADDR_BITS), Signal(ADDR_BITS), Signal(ADDR_BITS)
         s.x_count, s.x_more = Signal(32), Signal()
-        for name in ("instr", "burst", "complete", "more", "sem", "bad_amount", "odd", "beyond", "none"):
+        for name in ("instr", "burst", "finish", "failed", "sem", "bad_amount", "odd", "beyond",
+                     "loops", "none", "full", "empty", "again", "pop"):
             setattr(s, f"z_{name}", Signal(name=f"z_{name}"))
         for name in ("thread", "op", "pc", "code", "next", "skip", "start", "value"):
             setattr(s, f"z_{name}", Signal.like(getattr(s, f"x_{name}"), name=f"z_{name}"))
-        s.z_loop = Signal(ADDR_BITS + 32)
+        s.z_loop, s.z_row = Signal(ADDR_BITS + 32), Signal(5)
         return s
 
     def _control(self, m: Module, s: SimpleNamespace) -> None:
@@ -467,6 +468,7 @@ class Sequencer(wiring.Component):
         write, result, finish = Signal(), Signal(32), Signal()
         sem = _field(word, Op.WAIT, "sem")
         amount = Cat(sem, y[:COUNT_BITS])  # an add_layout
+        depth = onehot_mux(s.x_thread, s.depth)
         m.d.comb += [
             active.eq(s.x_instr & ~s.frozen), okay.eq(active & (s.x_code == 0)),
             burst.eq(s.x_burst & ~s.frozen), result.eq(y),
@@ -519,84 +521,58 @@ class Sequencer(wiring.Component):
         wiring.connect(m, s.late.read, wiring.flipped(self.lds))
 
         m.d.sync += [
-            s.z_instr.eq(active), s.z_burst.eq(burst), s.z_complete.eq(complete),
+            s.z_instr.eq(active), s.z_burst.eq(burst),
             *(getattr(s, f"z_{n}").eq(getattr(s, f"x_{n}"))
-              for n in ("thread", "op", "pc", "code", "next", "skip", "start", "more")),
+              for n in ("thread", "op", "pc", "code", "next", "skip", "start")),
             s.z_sem.eq(sem != 0), s.z_value.eq(Mux((s.x_code == 0) & (s.x_op == Op.LDS), y, s.x_value)),
             s.z_loop.eq(Mux(s.x_op == Op.LOOP, Cat(s.x_next, y), Cat(s.x_start, s.x_count))),
-            s.z_bad_amount.eq(self._beyond(sem) | y[COUNT_BITS:].any() | ~y[:COUNT_BITS].any()),
-            s.z_odd.eq(y[:2].any()), s.z_beyond.eq(y >= self.config.sram_bytes),
-            s.z_none.eq(y[31] | ~y.any()),
+            s.z_failed.eq(s.x_code != 0),
+            s.z_bad_amount.eq(((s.x_op == Op.WAIT) | (s.x_op == Op.SIGNAL))
+                              & (self._beyond(sem) | y[COUNT_BITS:].any() | ~y[:COUNT_BITS].any())),
+            s.z_odd.eq((s.x_op == Op.LDS) & y[:2].any()),
+            s.z_beyond.eq((s.x_op == Op.LDS) & (y >= self.config.sram_bytes)),
+            s.z_loops.eq(s.x_op == Op.LOOP), s.z_none.eq((s.x_op == Op.LOOP) & (y[31] | ~y.any())),
+            s.z_full.eq((s.x_op == Op.LOOP) & (depth == LOOP_DEPTH)),
+            s.z_empty.eq((s.x_op == Op.END) & (depth == 0)),
+            s.z_again.eq((s.x_op == Op.END) & s.x_more), s.z_pop.eq((s.x_op == Op.END) & ~s.x_more),
+            s.z_row.eq(Cat((depth - (s.x_op == Op.END))[:2], _encode(s.x_thread))),
+            s.z_finish.eq(complete | (s.x_instr & (finish | (s.x_op == Op.LDS) | (s.x_op == Op.ALU)))),
         ]
 
     def _complete(self, m: Module, s: SimpleNamespace) -> None:
         """Every other effect of an instruction, and errors. The thread is fetched two cycles later at the
         earliest."""
-        good, fault, next_pc, finish = Signal(), Signal(4), Signal(ADDR_BITS), Signal()
-        number, depth, push, pop = Signal(3), Signal(range(LOOP_DEPTH + 1)), Signal(), Signal()
-        is_end = s.z_op == Op.END
+        good, fault, push = Signal(), Signal(4), Signal()
         m.d.comb += [
-            good.eq(s.z_instr & ~s.frozen & (s.z_code == 0) & (fault == 0)),
-            next_pc.eq(s.z_next), number.eq(_encode(s.z_thread)), depth.eq(onehot_mux(s.z_thread, s.depth)),
-            finish.eq(s.z_complete),
+            good.eq(s.z_instr & ~s.frozen & ~(s.z_failed | s.z_bad_amount | s.z_odd | s.z_beyond | s.z_empty
+                                              | (s.z_full & ~s.z_none))),
+            push.eq(s.z_loops & ~s.z_none), s.late.load.eq(good & (s.z_op == Op.LDS)),
+            fault.eq(Mux(s.z_failed, s.z_code, Mux(s.z_bad_amount, Error.ILLEGAL_OPERAND,
+                     Mux(s.z_odd, Error.ALIGNMENT, Mux(s.z_beyond, Error.SRAM_RANGE, Error.LOOP_DEPTH))))),
         ]
-        with m.Switch(s.z_op):
-            with m.Case(Op.WAIT, Op.SIGNAL):
-                m.d.comb += finish.eq(1)
-                with m.If(s.z_bad_amount):
-                    m.d.comb += fault.eq(Error.ILLEGAL_OPERAND)
-            with m.Case(Op.LI, Op.ARG, Op.ALU):
-                m.d.comb += finish.eq(1)
-            with m.Case(Op.LDS):
-                m.d.comb += [finish.eq(1), s.late.load.eq(good)]
-                with m.If(s.z_odd):
-                    m.d.comb += fault.eq(Error.ALIGNMENT)
-                with m.Elif(s.z_beyond):
-                    m.d.comb += fault.eq(Error.SRAM_RANGE)
-            with m.Case(Op.LOOP):
-                m.d.comb += finish.eq(1)
-                with m.If(s.z_none):
-                    m.d.comb += next_pc.eq(s.z_skip)
-                with m.Elif(depth == LOOP_DEPTH):
-                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
-                with m.Else():
-                    m.d.comb += push.eq(1)
-            with m.Case(Op.END):
-                m.d.comb += finish.eq(1)
-                with m.If(depth == 0):
-                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
-                with m.Elif(s.z_more):
-                    m.d.comb += next_pc.eq(s.z_start)
-                with m.Else():
-                    m.d.comb += pop.eq(1)
-
         m.d.comb += self.progress.eq(good | (s.z_burst & ~s.frozen))
         for t in range(N):
             mine = s.z_thread[t]
-            with m.If(mine & finish & (good | (s.z_burst & ~s.frozen))):
-                m.d.sync += s.pc[t].eq(next_pc)
+            with m.If(mine & s.z_finish & (good | (s.z_burst & ~s.frozen))):
+                m.d.sync += s.pc[t].eq(Mux(s.z_none, s.z_skip, Mux(s.z_again, s.z_start, s.z_next)))
             with m.If(mine & good & (s.z_op == Op.HALT)):
                 m.d.sync += self.halted[t].eq(1)
             with m.If(mine & good):
-                m.d.sync += s.depth[t].eq(s.depth[t] + push - pop)
+                m.d.sync += s.depth[t].eq(s.depth[t] + push - s.z_pop)
             with m.If(mine & good & (s.z_op == Op.WAIT) & s.z_sem):
                 m.d.sync += self.wait[t].valid.eq(1)
         with m.If(good & (s.z_op == Op.SIGNAL)):
             m.d.sync += [self.add.valid.eq(s.z_sem), s.add_busy.eq(s.z_sem)]
 
         # Loop stack: {first word of the body, iterations left}.
-        m.d.comb += [
-            s.loops.wstrb.eq(good & (push | (is_end & s.z_more))),
-            s.loops.waddr.eq(Cat((depth - is_end)[:2], number)), s.loops.wdata.eq(s.z_loop),
-        ]
+        m.d.comb += [s.loops.wstrb.eq(good & (push | s.z_again)), s.loops.waddr.eq(s.z_row),
+                     s.loops.wdata.eq(s.z_loop)]
 
         # The first error stays.
-        code = Signal(4)
-        m.d.comb += code.eq(Mux(s.z_code != 0, s.z_code, Mux(s.z_instr, fault, 0)))
-        with m.If((s.z_instr | s.z_burst) & ~s.frozen & (code != 0)):
+        with m.If(~s.frozen & ((s.z_instr & ~good) | (s.z_burst & s.z_failed))):
             m.d.sync += self.error.valid.eq(1)
         with m.If((s.z_instr | s.z_burst) & ~self.error.valid):
             m.d.sync += [
-                self.error.code.eq(code), self.error.value.eq(s.z_value),
+                self.error.code.eq(fault), self.error.value.eq(s.z_value),
                 self.error.pc.eq(Mux(s.z_burst, onehot_mux(s.z_thread, s.pc), s.z_pc)),
             ]

@@ -138,7 +138,7 @@ def test_seeded_bug_in_sharing(old, new):
     ("bank.we.eq(select[n_reads:].any())", "bank.we.eq(select.any())"),
     ("bank & self.i.valid.replicate(len(bank))", "bank"),
     ("take.eq(take ^ (self.valid & self.grant))", "take.eq(take ^ self.valid)"),
-    ("row.eq(request.addr[bank_bits:])", "row.eq(request.addr[bank_bits:] & (p != 1))"),
+    ("row.eq(request.addr[bank_bits:addr_bits])", "row.eq(request.addr[bank_bits:addr_bits] & (p != 1))"),
 ])
 def test_seeded_bug(old, new):
     refute(Memory(mutant(sram, old, new)), depth=14)

@@ -10,6 +10,7 @@ from .fetch import Fetcher
 from .glue import Fifo, SkidBuffer, StreamArbiter
 from .isa import Error
 from .ports import SEM_BITS, SramRead, SramWrite, unit_members
+from .quantiser import element_layout
 from .vector_execute import VectorExecute
 from .vector_front import INSTRUCTION, VectorFront, issue_layout
 from .vector_writer import VectorWriter, writer_layout
@@ -25,7 +26,7 @@ class Vector(wiring.Component):
     counter events. Rate: one element per cycle; a quantised block takes max(block, C + 1) cycles. From
     instruction to instruction with `overlap`: as many idle cycles as scalar operands are read; a sum directly
     after a sum loses 11 cycles. Latency: first element 11 cycles after the command (plus one per scalar lane
-    word), last element to its write visible 44 cycles (quantised: 88), a sum up to 36 + 44. sig_a: the last
+    word), last element to its write visible 45 cycles (quantised: 89), a sum up to 36 + 45. sig_a: the last
     element has left the fetchers. sig_b, sig_c: all writes are visible. Errors: SRAM_RANGE and ALIGNMENT with
     the address, ILLEGAL_OPERAND with the flags word, or with a count of 2^24 and more.
     """
@@ -67,8 +68,13 @@ class Vector(wiring.Component):
         wiring.connect(m, front.finish, finishes.i)
         wiring.connect(m, issues.o, execute.command)
         wiring.connect(m, writes.o, writer.command)
-        wiring.connect(m, execute.o, writer.elements)
-        wiring.connect(m, execute.scales, writer.scales)
+        # The writer's `ready` comes from the SRAM's and ends here.
+        m.submodules.elements = elements = SkidBuffer(element_layout(self.config.columns))
+        m.submodules.scales = scales = SkidBuffer(8 * self.config.columns)
+        wiring.connect(m, execute.o, elements.i)
+        wiring.connect(m, execute.scales, scales.i)
+        wiring.connect(m, elements.o, writer.elements)
+        wiring.connect(m, scales.o, writer.scales)
         wiring.connect(m, writer.port, wiring.flipped(self.out))
         wiring.connect(m, execute.sig_a, merge.i[0])
         wiring.connect(m, merge.o, wiring.flipped(self.signal))

@@ -68,12 +68,6 @@ def test_same_netlist_is_kept(netlist):
     assert json.loads(netlist.read_text())["modules"]["top"]
 
 
-def test_undefined_collisions():
-    """What Amaranth says of a read and a write of one row is taken back."""
-    text = "  cell $memrd_v2 $1\n    parameter \\INIT 2'00\n    parameter \\COLLISION_X_MASK 2'00\n"
-    assert pnr.undefined_collisions(text) == text.replace("X_MASK 2'00", "X_MASK 2'11")
-
-
 def test_unit():
     assert pnr.unit("inner.vector.execute.lanes.add") == "vector.execute"
     assert pnr.unit("inner.sum") == "top"

@@ -92,7 +92,7 @@ class OnChipMemory(wiring.Component):
     """AXI4 slave in front of one single-port RAM of `nbytes` (a multiple of 2^12) bytes from address 0.
 
     INCR bursts of full-width beats. One beat per cycle, of reads or of writes: where both want the RAM they
-    take turns. The first beat of a read is offered 5 cycles after its address was taken, the next burst
+    take turns. The first beat of a read is offered 7 cycles after its address was taken, the next burst
     follows without a gap. A beat beyond the end reads zeros, writes nothing, and gets DECERR.
     """
 
@@ -154,21 +154,28 @@ class OnChipMemory(wiring.Component):
         with m.If(reading | writing):
             m.d.sync += wrote.eq(writing)
 
-        # RAM and, one cycle later, the answer.
+        # Registers on both sides of the RAM, whose blocks lie all over an FPGA; then the answer.
         bad, row = Signal(), Signal(32 - shift)
-        was, was_last, was_bad, was_id = Signal(), Signal(), Signal(), Signal(config.axi_id_bits)
         spoilt = Signal()  # an earlier beat of this write
+        stages = [Signal(data.StructLayout({"valid": 1, "last": 1, **done.members}), name=f"stage_{k}")
+                  for k in range(3)]
+        read_data = Signal(config.axi_data_bits)
         m.d.comb += [
             row.eq(Mux(writing, write_row, read_row)), bad.eq(row >= rows),
-            ram.en.eq((reading | writing) & ~bad), ram.we.eq(writing), ram.addr.eq(row),
-            ram.wdata.eq(axi.wdata), ram.wstrb.eq(axi.wstrb),
             b.i.valid.eq(writing & write_last), b.i.payload.bad.eq(bad | spoilt), b.i.payload.id.eq(write_id),
-            r.i.valid.eq(was), r.i.payload.data.eq(Mux(was_bad, 0, ram.rdata)), r.i.payload.last.eq(was_last),
-            r.i.payload.bad.eq(was_bad), r.i.payload.id.eq(was_id),
+            r.i.valid.eq(stages[2].valid), r.i.payload.data.eq(read_data),
+            r.i.payload.last.eq(stages[2].last), r.i.payload.bad.eq(stages[2].bad),
+            r.i.payload.id.eq(stages[2].id),
         ]
         with m.If(writing):
             m.d.sync += spoilt.eq(~write_last & (spoilt | bad))
-        m.d.sync += [was.eq(reading), was_last.eq(read_last), was_bad.eq(bad), was_id.eq(read_id)]
+        m.d.sync += [
+            ram.en.eq((reading | writing) & ~bad), ram.we.eq(writing), ram.addr.eq(row),
+            ram.wdata.eq(axi.wdata), ram.wstrb.eq(axi.wstrb),
+            stages[0].valid.eq(reading), stages[0].last.eq(read_last), stages[0].bad.eq(bad),
+            stages[0].id.eq(read_id), stages[1].eq(stages[0]), stages[2].eq(stages[1]),
+            read_data.eq(Mux(stages[1].bad, 0, ram.rdata)),
+        ]
         m.d.comb += [
             axi.rvalid.eq(r.o.valid), r.o.ready.eq(axi.rready), axi.rdata.eq(r.o.payload.data),
             axi.rlast.eq(r.o.payload.last), axi.rid.eq(r.o.payload.id),

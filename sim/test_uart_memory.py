@@ -129,7 +129,7 @@ def test_two_masters(stall: float) -> None:
 
 
 def test_rates() -> None:
-    """The first beat 5 cycles after the address (one more through the share), then one per cycle across
+    """The first beat 7 cycles after the address (one more through the share), then one per cycle across
     bursts; one write beat per cycle too."""
     dut, stamps = OnChipMemory(CONFIG, SIZE), {"ar": [], "r": [], "w": [], "b": []}
     port = dut.axi
@@ -167,7 +167,7 @@ def test_rates() -> None:
     sim.add_testbench(reads)
     sim.add_testbench(watch, background=True)
     sim.run()
-    assert stamps["r"] == list(range(stamps["ar"][0] + 5, stamps["ar"][0] + 5 + 64))
+    assert stamps["r"] == list(range(stamps["ar"][0] + 7, stamps["ar"][0] + 7 + 64))
     assert stamps["w"] == list(range(stamps["w"][0], stamps["w"][0] + 64)) and len(stamps["b"]) == 1
 
 

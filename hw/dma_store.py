@@ -223,8 +223,9 @@ class StoreEngine(wiring.Component):
                     back.eq(-beat.rot),
                     *(
                         source[t].eq(slot[:sub_bits] + (~early & (t < beat.rot)))
-                        for t in range(config.axi_bytes)
+                        for t in range(config.axi_bytes - 1)
                     ),
+                    source[-1].eq(slot[:sub_bits]),  # no rotation reaches it
                     strobe.eq((ones << head) & (Mux(beat.last, (2 << beat.tail) - 1, ones))),
                     straddles.eq(crosses),
                     leaves_both.eq(crosses & beat.last),

@@ -27,16 +27,17 @@ MAP = Path(__file__).parent / "data" / "ecp5_map.v"
 NARROW = 5
 """Widest adder that is left to LUTs."""
 SYNTH = f"""
-synth_ecp5 -nowidelut -top {{top}} -run begin:map_gates
+synth_ecp5 -nowidelut -no-rw-check -top {{top}} -run begin:map_gates
 techmap -map +/techmap.v t:$alu r:Y_WIDTH<={NARROW} %i
 techmap -map map.v t:$alu
-synth_ecp5 -nowidelut -top {{top}} -run map_gates:map_luts
+synth_ecp5 -nowidelut -no-rw-check -top {{top}} -run map_gates:map_luts
 muxcover -mux4=250
 techmap -map map.v t:$_MUX4_
-synth_ecp5 -nowidelut -top {{top}} -run map_luts:
+synth_ecp5 -nowidelut -no-rw-check -top {{top}} -run map_luts:
 """
 """Wide multiplexers (PFUMX, L6MUX21) cost an eighth more LUTs and gain no speed here. Only a tree that is a
-whole multiplexer of four gains by sim/data/ecp5_map.v, hence its cost of 250. ABC9 is the default."""
+whole multiplexer of four gains by sim/data/ecp5_map.v, hence its cost of 250. Reads never meet a write to
+their row (hw/memory.py): -no-rw-check says so of Verilog, `no_collisions` of RTLIL. ABC9 is the default."""
 
 
 def tool(name: str) -> str:

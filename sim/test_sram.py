@@ -9,6 +9,7 @@ from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
+from hw import tile
 from hw.config import TileConfig
 from hw.ports import SramRead, SramWrite
 from hw.sram import READ_LATENCY, Sram
@@ -269,3 +270,31 @@ def test_shared_port_alone():
     for cycles in taken.values():
         assert (np.diff(cycles) == 3).all()
     assert all([word for _, word in got[name]] == list(words) for name, words in requests.items())
+
+
+def test_reads_end_within_the_clear():
+    """Every port of the tile has two requests for one bank when the units' reset begins; the data of the last
+    read come before it ends."""
+    config = TileConfig(columns=2, sram_banks=2, sram_bytes=4096, axi_data_bits=32)
+    dut = Sram(config, tile.READS, tile.WRITES, first="stream")
+    reads = [getattr(dut, name) for name in np.hstack(tile.READS)]
+    ports = reads + [getattr(dut, name) for name in tile.WRITES]
+    latest = 0
+
+    async def main(ctx):
+        nonlocal latest
+        for port in ports:
+            ctx.set(port.req.valid, 1)
+        await ctx.tick().repeat(50)
+        for port in ports:
+            ctx.set(port.req.valid, 0)
+        for cycle in range(1, 100):
+            if any(ctx.get(port.valid) for port in reads):
+                latest = cycle
+            await ctx.tick()
+
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-8)
+    simulator.add_testbench(main)
+    simulator.run()
+    assert 16 < latest < tile.CLEAR_CYCLES

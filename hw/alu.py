@@ -33,15 +33,15 @@ class LateUnit(wiring.Component):
     """MUL, shifts, MIN, MAX (4 cycles) and loads from SRAM (memory latency), one operation at a time.
 
     Members: `start` with `func`, `x`, `y` begins x func y (isa.Alu); `load` with byte address `y` (aligned,
-    in range)
-    begins a load; `o` holds the result until taken; `read` is the SRAM port. The user starts nothing before
+    in range) begins a load; `take` is high with them and may be high without (it comes early, and enables
+    what is wide); `o` holds the result until taken; `read` is the SRAM port. The user starts nothing before
     `o` was taken.
     """
 
     def __init__(self, config: TileConfig):
         self.config = config
         super().__init__({
-            "start": In(1), "load": In(1), "func": In(4), "x": In(32), "y": In(32),
+            "take": In(1), "start": In(1), "load": In(1), "func": In(4), "x": In(32), "y": In(32),
             "o": Out(stream.Signature(32)),
             "read": Out(SramRead(config)),
         })
@@ -50,17 +50,16 @@ class LateUnit(wiring.Component):
         m = Module()
         word = exact_log2(self.config.word_bytes)
         x, y = self.x, self.y
-        low, cross, parts = Signal(32), Signal(16), [Signal(16), Signal(16)]
-        other, second, swap, is_mul = Signal(32), Signal(32), Signal(), Signal()
+        low, parts = Signal(32), [Signal(16), Signal(16)]
+        factor, other, second, swap, is_mul = Signal(32), Signal(32), Signal(32), Signal(), Signal()
         lane = Signal(word - 2)
         first, second_step = Signal(), Signal()
-        m.d.sync += [first.eq(self.start), second_step.eq(first), cross.eq(parts[0] + parts[1])]
-        with m.If(self.start):
-            # A 32-bit product of 16-bit parts: (xh*yl + xl*yh) * 2^16 + xl*yl.
-            m.d.sync += [low.eq(x[:16] * y[:16]), is_mul.eq(self.func == Alu.MUL),
-                         parts[0].eq(x[16:] * y[:16]), parts[1].eq(x[:16] * y[16:])]
+        # A 32-bit product of 16-bit parts: (xh*yl + xl*yh) * 2^16 + xl*yl.
+        m.d.sync += [first.eq(self.start), second_step.eq(first), low.eq(factor[:16] * second[:16]),
+                     parts[0].eq(factor[16:] * second[:16]), parts[1].eq(factor[:16] * second[16:])]
+        with m.If(self.take):
             # MIN, MAX: both candidates, and which one it is.
-            m.d.sync += [other.eq(x), second.eq(y),
+            m.d.sync += [factor.eq(x), other.eq(x), second.eq(y), is_mul.eq(self.func == Alu.MUL),
                          swap.eq((x.as_signed() < y.as_signed()) ^ (self.func == Alu.MIN))]
             with m.Switch(self.func):
                 with m.Case(Alu.SHL):
@@ -72,13 +71,16 @@ class LateUnit(wiring.Component):
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
         with m.If(second_step):
-            m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(Mux(is_mul, low + Cat(Const(0, 16), cross),
-                                                                   Mux(swap, second, other)))]
+            product = low + Cat(Const(0, 16), parts[0] + parts[1])
+            m.d.sync += [self.o.valid.eq(1),
+                         self.o.payload.eq(Mux(is_mul, product, Mux(swap, second, other)))]
 
         with m.If(self.read.req.ready):
             m.d.sync += self.read.req.valid.eq(0)
         with m.If(self.load):
-            m.d.sync += [self.read.req.valid.eq(1), self.read.req.payload.eq(y[word:]), lane.eq(y[2:word])]
+            m.d.sync += self.read.req.valid.eq(1)
+        with m.If(self.take):
+            m.d.sync += [self.read.req.payload.eq(y[word:]), lane.eq(y[2:word])]
         with m.If(self.read.valid):
             m.d.sync += [self.o.valid.eq(1), self.o.payload.eq(self.read.data.word_select(lane, 32))]
         return m

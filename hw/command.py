@@ -42,7 +42,7 @@ class CommandPort(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.fifo = fifo = Fifo(beat_layout, FIFO_DEPTH)
+        m.submodules.fifo = fifo = Fifo(beat_layout, FIFO_DEPTH, block=True)
         wiring.connect(m, fifo.i, wiring.flipped(self.i))
         beat = fifo.o.payload
         go = Signal(go_layout)

@@ -31,10 +31,11 @@ class Register:
 @dataclass(frozen=True)
 class Counter:
     """A 48-bit event counter: registers `name`_LO and `name`_HI. `source`: "unit.member" that is added in
-    each cycle."""
+    each cycle, `bits` wide."""
     name: str
     source: str
     doc: str
+    bits: int = 1
 
 
 COUNTER_BITS = 48
@@ -42,7 +43,7 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("CYCLES", "tile.count_cycles", "cycles from doorbell to done"),
     Counter("WORDS", "sequencer.count_words", "instruction words read"),
     Counter("BLOCKS", "matmul.count_block", "blocks streamed through the array"),
-    Counter("MACS", "matmul.count_macs", "multiply-accumulates on rows that are present"),
+    Counter("MACS", "matmul.count_macs", "multiply-accumulates on rows that are present", 11),
     Counter("ELEMENTS", "vector.count_elements", "vector elements (of C lanes each)"),
     Counter("READ_BEATS", "load.count_read_beat", "AXI read data beats"),
     Counter("WRITE_BEATS", "store.count_write_beat", "AXI write data beats"),
@@ -60,7 +61,8 @@ COUNTERS: tuple[Counter, ...] = (
     Counter("STORE_WAIT_AW", "store.count_wait_aw", "cycles a write address waited"),
     Counter("STORE_WAIT_W", "store.count_wait_w", "cycles write data waited"),
     Counter("STORE_WAIT_SRAM", "store.count_wait_sram", "cycles the write engine waited for the SRAM"),
-    Counter("SRAM_WAIT", "tile.count_sram_wait", "requests that waited for their bank, summed over ports"),
+    Counter("SRAM_WAIT", "tile.count_sram_wait", "requests that waited for their bank, summed over ports",
+            4),
     *(Counter(f"THREAD_WAIT_{name}", f"tile.count_thread_wait_{k}",
               f"cycles that the {name} thread waited for a semaphore")
       for k, name in enumerate(("LOAD", "STORE", "MATMUL", "VECTOR", "SEND"))),

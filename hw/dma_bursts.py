@@ -22,6 +22,7 @@ __all__ = [
     "Signals",
     "beat_layout",
     "boot_layout",
+    "burst_depth",
     "burst_layout",
     "fifo_depth",
 ]
@@ -39,9 +40,14 @@ class Fault(enum.Enum, shape=2):
 
 
 def fifo_depth(config: TileConfig) -> int:
-    """Bursts and instructions queued inside an engine: covers SRAM and bus round trips of one-beat
+    """Instructions and answers queued inside an engine: covers SRAM and bus round trips of one-beat
     transfers."""
     return max(32, 2 * config.axi_outstanding)
+
+
+def burst_depth(config: TileConfig) -> int:
+    """Bursts queued between their address and their data: those in flight, or the SRAM's round trip."""
+    return max(16, 2 * config.axi_outstanding)
 
 
 def _run_fields(config: TileConfig) -> dict:
@@ -158,31 +164,28 @@ class Bursts(wiring.Component):
         valid, null, boot = Signal(), Signal(), Signal()
         pc = Signal(PC_BITS)
         length, one_burst = Signal(32), Signal()  # bytes - 1; they fit `low` bits
+        too_long = Signal()  # for the SRAM
         n1, n1_is_1 = Signal(32), Signal()
         far1, far2, near1, near2 = (Signal(32, name=name) for name in ("far1", "far2", "near1", "near2"))
-        top, far_limit, near_limit = (
-            Signal(33),
-            Signal(34),
-            Signal(34),
-        )  # highest legal address of a run of this length
+        top, far_limit = Signal(33), Signal(34)  # end of the window; highest legal address of a run
         # The run and the burst.
         run_far, run_near, row_far, row_near = (
             Signal(32, name=n) for n in ("run_far", "run_near", "row_far", "row_near")
         )
-        left1, last1, left2, last2 = Signal(32), Signal(), Signal(32), Signal()
-        addr, rest, rest_fits, first = (
-            Signal(32),
-            Signal(32),
-            Signal(),
-            Signal(),
-        )  # rest: bytes of the run from addr on, - 1
+        # Numbers of the next run of the row and of the next row. They count up: a reset to 2 is free.
+        next1, last1, n2, next2, last2 = Signal(32), Signal(), Signal(32), Signal(32), Signal()
+        addr, rest_fits, first = Signal(32), Signal(), Signal()
+        # Bytes of the run from addr on, - 1: `rest` in the lower bits, `length` - (`cuts` - 1) in the upper.
+        rest, cuts = Signal(low), Signal(32 - low)
 
         end = self.dram_base + self.dram_size
         m.d.sync += top.eq(Mux(end[32], 1 << 32, end))
 
         # This burst. Limits are signed; addresses are not.
         refused_far = (addr < self.dram_base) | (addr.as_unsigned() > far_limit.as_signed())
-        refused_near = run_near.as_unsigned() > near_limit.as_signed()
+        top_near = exact_log2(config.sram_bytes)
+        past_near = (run_near[:top_near] + length[:top_near])[top_near]
+        refused_near = ~boot & (too_long | run_near[top_near:].any() | past_near)
         fault = Signal(Fault)
         m.d.comb += fault.eq(
             Mux(
@@ -193,7 +196,7 @@ class Bursts(wiring.Component):
         )
         m.d.comb += self.bare.eq(null | (fault != Fault.NONE))
         total = Signal(low + 1)
-        m.d.comb += total.eq(addr[:low] + rest[:low])
+        m.d.comb += total.eq(addr[:low] + rest)
         last, final = Signal(), Signal()  # last: registered, because everything that follows hangs on it
         m.d.comb += final.eq(null | (last & last1 & last2))
 
@@ -224,46 +227,7 @@ class Bursts(wiring.Component):
             `address`."""
             return ~(address[:low] + more[:low])[low]
 
-        # Next burst, run, instruction.
-        next_far, next_near = Signal(32), Signal(32)
-        m.d.comb += [
-            next_far.eq(Mux(last1, row_far, run_far) + Mux(last1, far2, far1)),
-            next_near.eq(Mux(last1, row_near, run_near) + Mux(last1, near2, near1)),
-        ]
-        with m.If(self.push):
-            m.d.sync += dead.eq(fault != Fault.NONE)
-            with m.If(last):
-                m.d.sync += [
-                    addr.eq(next_far),
-                    run_far.eq(next_far),
-                    run_near.eq(next_near),
-                    first.eq(1),
-                    rest.eq(length),
-                    rest_fits.eq(one_burst),
-                    last.eq(one_burst & fits(next_far, length)),
-                ]
-                with m.If(last1):
-                    m.d.sync += [
-                        row_far.eq(next_far),
-                        row_near.eq(next_near),
-                        left1.eq(n1),
-                        last1.eq(n1_is_1),
-                        left2.eq(left2 - 1),
-                        last2.eq(left2 == 2),
-                    ]
-                with m.Else():
-                    m.d.sync += [left1.eq(left1 - 1), last1.eq(left1 == 2)]
-            with m.Else():
-                m.d.sync += [
-                    addr.eq(Cat(Const(0, low), addr[low:] + 1)),
-                    first.eq(0),
-                    rest[:low].eq(total[:low]),
-                    last.eq(Mux(total[low], rest_fits, rest[low:] == 1)),
-                ]
-                with m.If(~total[low]):
-                    m.d.sync += [rest[low:].eq(rest[low:] - 1), rest_fits.eq(rest[low:] == 1)]
-
-        done, accept, take, use_boot = Signal(), Signal(), Signal(), self.boot.valid
+        done, accept, use_boot = Signal(), Signal(), self.boot.valid
         far, near = cmd[self.far], cmd[self.near]
         m.d.comb += [
             done.eq(~valid | (self.push & final)),
@@ -272,7 +236,6 @@ class Bursts(wiring.Component):
             self.command.ready.eq(accept & ~use_boot & self.ticket.ready),
             self.ticket.valid.eq(accept & ~use_boot & self.command.valid),
             *(self.ticket.payload[f"sig_{s}"].eq(cmd[f"sig_{s}"]) for s in "abc"),
-            take.eq((use_boot & self.boot.ready) | (self.command.valid & self.command.ready)),
         ]
         start, size, small = Signal(32), Signal(32), Signal()
         m.d.comb += [
@@ -280,35 +243,73 @@ class Bursts(wiring.Component):
             size.eq(Mux(use_boot, self.boot.payload.words << 2, cmd.len)),
             small.eq(~size[low + 1 :].any() & ~(size[low] & size[:low].any())),
         ]
-        with m.If(done):  # whether there is a command or not: only `valid` waits for that
+
+        # Next burst, run, instruction. The run after `final` is the first one of the next command, whether
+        # there is one or not: only `valid` waits for that.
+        next_far, next_near = Signal(32), Signal(32)
+        to_far, to_near = Signal(32), Signal(32)
+        one_cut = cuts == length[low:]
+        m.d.comb += [
+            next_far.eq(Mux(last1, row_far, run_far) + Mux(last1, far2, far1)),
+            next_near.eq(Mux(last1, row_near, run_near) + Mux(last1, near2, near1)),
+            to_far.eq(Mux(done, start, next_far)),
+            to_near.eq(Mux(done, Mux(use_boot, 0, near), next_near)),
+        ]
+        with m.If(self.push):
+            m.d.sync += dead.eq(fault != Fault.NONE)
+            with m.If(last):
+                m.d.sync += [next1.eq(next1 + 1), last1.eq(next1 == n1)]
+                with m.If(last1):
+                    m.d.sync += [
+                        next1.eq(2),
+                        last1.eq(n1_is_1),
+                        next2.eq(next2 + 1),
+                        last2.eq(next2 == n2),
+                    ]
+            with m.Else():
+                m.d.sync += [
+                    addr.eq(Cat(Const(0, low), addr[low:] + 1)),
+                    first.eq(0),
+                    rest.eq(total),
+                    last.eq(Mux(total[low], rest_fits, one_cut)),
+                ]
+                with m.If(~total[low]):
+                    m.d.sync += [cuts.eq(cuts + 1), rest_fits.eq(one_cut)]
+        with m.If(done | (self.push & last)):
             m.d.sync += [
-                valid.eq(take),
+                addr.eq(to_far),
+                run_far.eq(to_far),
+                run_near.eq(to_near),
+                first.eq(1),
+                rest.eq(Mux(done, (size - 1)[:low], length)),
+                cuts.eq(1),
+                rest_fits.eq(Mux(done, small, one_burst)),
+                last.eq(Mux(done, small & fits(start, size - 1), one_burst & fits(next_far, length))),
+            ]
+        with m.If(done | (self.push & last & last1)):
+            m.d.sync += [row_far.eq(to_far), row_near.eq(to_near)]
+        with m.If(done):
+            m.d.sync += [
+                # what `take` is in such a cycle, without waiting for `done`
+                valid.eq(~self.halt & ~dead & (use_boot | (self.command.valid & self.ticket.ready))),
                 boot.eq(use_boot),
                 pc.eq(Mux(use_boot, 0, cmd.pc)),
-                first.eq(1),
                 null.eq(~size.any() | (~use_boot & (~cmd.n1.any() | ~cmd.n2.any()))),
-                addr.eq(start),
-                run_far.eq(start),
-                row_far.eq(start),
-                run_near.eq(Mux(use_boot, 0, near)),
-                row_near.eq(Mux(use_boot, 0, near)),
                 length.eq(size - 1),
-                rest.eq(size - 1),
+                too_long.eq((size - 1)[exact_log2(config.sram_bytes) :].any()),
                 one_burst.eq(small),
-                rest_fits.eq(small),
-                last.eq(small & fits(start, size - 1)),
                 n1.eq(cmd.n1),
                 n1_is_1.eq(use_boot | (cmd.n1 == 1)),
-                left1.eq(cmd.n1),
                 last1.eq(use_boot | (cmd.n1 == 1)),
-                left2.eq(cmd.n2),
+                next1.eq(2),
+                n2.eq(cmd.n2),
                 last2.eq(use_boot | (cmd.n2 == 1)),
+                next2.eq(2),
                 far1.eq(cmd[f"{self.far}1"]),
                 far2.eq(cmd[f"{self.far}2"]),
                 near1.eq(cmd[f"{self.near}1"]),
                 near2.eq(cmd[f"{self.near}2"]),
                 far_limit.eq(top - size),
-                near_limit.eq(Mux(use_boot, 0, config.sram_bytes - size)),
             ]
         return m
 

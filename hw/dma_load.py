@@ -7,7 +7,7 @@ from amaranth.utils import exact_log2
 
 from .axi import AxiRead, Resp
 from .config import TileConfig
-from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, boot_layout, fifo_depth
+from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, boot_layout, burst_depth
 from .glue import Fifo, raw
 from .isa import BY_OP, Error, Op
 from .ports import SramWrite, unit_members
@@ -28,7 +28,8 @@ class LoadEngine(wiring.Component):
     """Copies DRAM to SRAM; LOAD of docs/architecture.md. Also fetches programs.
 
     Members besides those of every unit
-    * `m_axi`: read channels, identifier 0, in-order responses. `rready` is a register.
+    * `m_axi`: read channels, identifier 0 (that of responses is not looked at), in-order responses. `rready`
+      is a register.
     * `write`: SRAM port. Every W-byte word of a run is written once, strobed at its ends.
     * `boot` {src, words} -> `program`: 32-bit words of a program, in order, one per cycle; goes ahead of
       waiting commands.
@@ -74,7 +75,7 @@ class LoadEngine(wiring.Component):
 
         m.submodules.bursts = bursts = Bursts(config, BY_OP[Op.LOAD], "src", "dst")
         m.submodules.ar = ar = AddressChannel(config)
-        m.submodules.fifo = fifo = Fifo(bursts.burst.shape(), fifo_depth(config))
+        m.submodules.fifo = fifo = Fifo(bursts.burst.shape(), burst_depth(config))
         m.submodules.beats = beats = Beats(config)
         m.submodules.signals = signals = Signals(config, 3)
         halted = Signal()
@@ -104,14 +105,12 @@ class LoadEngine(wiring.Component):
 
         # R channel: what cannot be used at once waits in `held`.
         held, held_resp, full = Signal(config.axi_data_bits), Signal(2), Signal()
-        ours = Signal()
         have, use = Signal(), Signal()  # a beat is there; it is taken
         m.d.comb += [
             axi.rready.eq(~full),
-            ours.eq(axi.rvalid & (axi.rid == 0)),
-            have.eq(ours | full),
-            ar.retire.eq(ours & axi.rready & axi.rlast),
-            self.count_read_beat.eq(ours & axi.rready),
+            have.eq(axi.rvalid | full),
+            ar.retire.eq(axi.rvalid & axi.rready & axi.rlast),
+            self.count_read_beat.eq(axi.rvalid & axi.rready),
         ]
         with m.If(~full):
             m.d.sync += [held.eq(axi.rdata), held_resp.eq(axi.rresp)]
@@ -143,9 +142,13 @@ class LoadEngine(wiring.Component):
             mask.eq((ones << word_begin)[: len(mask)] & ~(ones << word_end)[: len(mask)]),
         ]
         strobe, spill = Signal(width), Signal(config.axi_bytes)
-        word, q_begin, q_end = Signal(config.sram_addr_bits), Signal(lanes), Signal(lanes + 1)
+        word = Signal(config.sram_addr_bits)
+        # Boot: the next program word of the beat, and how many follow it.
+        position, following = Signal(max(lanes - 2, 1)), Signal(max(lanes - 2, 1))
         emit, spills = Signal(), Signal()
         take = Signal()
+        bare, loads = Signal(), Signal()  # the plan has no beat; its beat goes to SRAM
+        nothing = beat.null | (beat.fault != Fault.NONE)
         advance = ~planned | take
         m.d.comb += beats.o.ready.eq(advance)
         with m.If(advance):
@@ -153,10 +156,12 @@ class LoadEngine(wiring.Component):
             with m.If(beats.o.valid):
                 m.d.sync += [
                     plan.eq(beat),
+                    bare.eq(nothing),
+                    loads.eq(~nothing & ~beat.boot),
                     Cat(strobe, spill).eq(mask),
                     word.eq(slot[sub_bits:]),
-                    q_begin.eq(begin),
-                    q_end.eq(end),
+                    position.eq(begin[2:]),
+                    following.eq(end[2:] - begin[2:] - 1),
                     emit.eq(beat.last | (word_end >= width)),
                     spills.eq(beat.last & (word_end > width)),
                     next_slot.eq(slot + end[lanes]),
@@ -171,12 +176,10 @@ class LoadEngine(wiring.Component):
         rotated = rotate_bytes(m, Mux(full, held, axi.rdata), plan.rot, "rotated")
         lane = Signal(config.axi_data_bits)
         m.d.comb += lane.eq(rotated)
-        bare, loads, good = Signal(), Signal(), Signal()
+        good = Signal()
         quiet = Signal()  # every write so far is visible
         served = Signal()  # boot: all words of this beat have been passed on
         m.d.comb += [
-            bare.eq(plan.null | (plan.fault != Fault.NONE)),
-            loads.eq(planned & ~bare & ~plan.boot),
             take.eq(
                 planned
                 & Mux(
@@ -236,19 +239,14 @@ class LoadEngine(wiring.Component):
         )
 
         # Programs.
-        index = Signal(max(lanes - 2, 1) + 1)  # words of this beat passed on
-        if lanes > 2:
-            position = Signal(lanes - 1)
-            m.d.comb += position.eq(q_begin[2:] + index)
-            instruction, at_end = lane.word_select(position[: lanes - 2], 32), position + 1 == q_end[2:]
-        else:
-            instruction, at_end = lane, Const(1)
+        at_end = ~following.any() if lanes > 2 else Const(1)
+        instruction = lane.word_select(position, 32) if lanes > 2 else lane
         m.d.comb += served.eq(at_end & (~self.program.valid | self.program.ready))
         with m.If(~self.program.valid | self.program.ready):
             serve = planned & plan.boot & ~bare & have & ~resp[1] & ~halted
             m.d.sync += [self.program.valid.eq(serve), self.program.payload.eq(instruction)]
-            with m.If(serve):
-                m.d.sync += index.eq(Mux(at_end, 0, index + 1))
+            with m.If(serve & ~at_end):
+                m.d.sync += [position.eq(position + 1), following.eq(following - 1)]
 
         # Errors.
         with m.If(self.stop):

@@ -7,7 +7,7 @@ from amaranth.utils import exact_log2
 
 from .axi import AxiWrite, Resp
 from .config import TileConfig
-from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, fifo_depth
+from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, burst_depth, fifo_depth
 from .dma_load import rotate_bytes
 from .glue import Fifo, SkidBuffer, StreamArbiter, raw
 from .isa import BY_OP, Error, Op
@@ -44,7 +44,7 @@ class _WordReader(wiring.Component):
         m = Module()
         bits, offset = self.config.sram_addr_bits, exact_log2(self.config.word_bytes)
         m.submodules.jobs = jobs = Fifo(
-            data.StructLayout({"word": bits, "more": bits}), fifo_depth(self.config)
+            data.StructLayout({"word": bits, "more": bits}), burst_depth(self.config)
         )
         m.submodules.words = words = DualPortRam(width=8 * self.config.word_bytes, depth=WORDS)
         # Whether a run is pushed is known late (range check), so it is registered; `ready` leaves room for
@@ -59,23 +59,21 @@ class _WordReader(wiring.Component):
         m.d.comb += [jobs.i.valid.eq(pending), jobs.i.payload.eq(job)]
         # The FIFO of words: credits keep it from overflowing, so that nothing hangs on `o.ready` but one
         # read.
-        head, tail, pull = Signal(range(WORDS)), Signal(range(WORDS)), Signal()
-        stored = Signal(range(WORDS + 1))
+        head, tail, pull = Signal(range(2 * WORDS)), Signal(range(2 * WORDS)), Signal()
         m.d.comb += [
             words.wstrb.eq(self.read.valid),
             words.wdata.eq(self.read.data),
-            words.waddr.eq(tail),
-            pull.eq(stored.any() & (~self.o.valid | self.o.ready)),
+            words.waddr.eq(tail[:-1]),
+            pull.eq((head != tail) & (~self.o.valid | self.o.ready)),
             words.ren.eq(pull),
-            words.raddr.eq(head),
+            words.raddr.eq(head[:-1]),
             self.o.payload.eq(words.rdata),
         ]
-        m.d.sync += [
-            tail.eq(tail + self.read.valid),
-            head.eq(head + pull),
-            stored.eq(stored + self.read.valid - pull),
-            self.o.valid.eq(pull | (self.o.valid & ~self.o.ready)),
-        ]
+        with m.If(self.read.valid):
+            m.d.sync += tail.eq(tail + 1)
+        with m.If(pull):
+            m.d.sync += head.eq(head + 1)
+        m.d.sync += self.o.valid.eq(pull | (self.o.valid & ~self.o.ready))
         active, more, none_left = Signal(), Signal(bits), Signal()  # words of the run after this one
         credits = Signal(range(WORDS + 1), init=WORDS)
         request = self.read.req
@@ -93,7 +91,8 @@ class _WordReader(wiring.Component):
             ]
         with m.Elif(taken):
             m.d.sync += [request.payload.eq(request.payload + 1), more.eq(more - 1), none_left.eq(more == 1)]
-        m.d.sync += credits.eq(credits - taken + pull)
+        pulled = Signal()  # `pull` comes late
+        m.d.sync += [pulled.eq(pull), credits.eq(credits - taken + pulled)]
         return m
 
 
@@ -101,8 +100,8 @@ class StoreEngine(wiring.Component):
     """Copies SRAM to DRAM; STORE of docs/architecture.md.
 
     Members besides those of every unit
-    * `m_axi`: write channels, identifier 0, in-order responses. AW leaves a cycle before its first W at the
-      earliest; neither waits for the other's ready.
+    * `m_axi`: write channels, identifier 0 (that of responses is not looked at), in-order responses. AW
+      leaves a cycle before its first W at the earliest; neither waits for the other's ready.
     * `read`: SRAM port; every W-byte word of a run is read once.
     * `dram_base`, `dram_size`: allowed window. `stop`: issue no more bursts; bursts whose address is out
       are finished without strobes; `idle`: all are answered, the engine may be reset.
@@ -141,14 +140,14 @@ class StoreEngine(wiring.Component):
 
         m.submodules.bursts = bursts = Bursts(config, BY_OP[Op.STORE], "dst", "src")
         m.submodules.aw = aw = AddressChannel(config)
-        m.submodules.fifo = fifo = Fifo(bursts.burst.shape(), fifo_depth(config))
+        m.submodules.fifo = fifo = Fifo(bursts.burst.shape(), burst_depth(config))
         m.submodules.beats = beats = Beats(config)
         m.submodules.reader = reader = _WordReader(config)
         m.submodules.read_signals = read_signals = Signals(config, 1)
         m.submodules.done_signals = done_signals = Signals(config, 2)
         m.submodules.signals = signals = StreamArbiter(SEM_BITS, 2)
         answer_layout = data.StructLayout({"far": 32, "pc": PC_BITS, "end": 1, "null": 1, "fault": Fault})
-        m.submodules.answers = answers = Fifo(answer_layout, fifo_depth(config))
+        m.submodules.answers = answers = Fifo(answer_layout, fifo_depth(config), block=True)
         halted = Signal()
         wiring.connect(m, wiring.flipped(self.command), bursts.command)
         wiring.connect(m, fifo.o, beats.i)
@@ -192,8 +191,10 @@ class StoreEngine(wiring.Component):
         ]
         planned, take = Signal(), Signal()
         bare, end, final = Signal(), Signal(), Signal()
-        back, upper, strobe = Signal(lanes), Signal(config.axi_bytes), Signal(config.axi_bytes)
-        sub, straddles, leaves, leaves_both = Signal(sub_bits), Signal(), Signal(), Signal()
+        back, strobe = Signal(lanes), Signal(config.axi_bytes)
+        # Slot, of those of `word` and the first one of `after`, that each byte comes from.
+        source = Signal(data.ArrayLayout(range(slots + 1), config.axi_bytes))
+        straddles, leaves, leaves_both = Signal(), Signal(), Signal()
         crosses = past[lanes] & ~early & (slot[:sub_bits] == slots - 1)
         ones = (1 << config.axi_bytes) - 1
         head = Mux(beat.first, beat.near[:lanes] - beat.rot, 0)[:lanes]
@@ -220,9 +221,12 @@ class StoreEngine(wiring.Component):
                     end.eq(beat.end),
                     final.eq(beat.final),
                     back.eq(-beat.rot),
-                    upper.eq(Mux(early, 0, ~(ones << beat.rot))),
+                    *(
+                        source[t].eq(slot[:sub_bits] + (~early & (t < beat.rot)))
+                        for t in range(config.axi_bytes - 1)
+                    ),
+                    source[-1].eq(slot[:sub_bits]),  # no rotation reaches it
                     strobe.eq((ones << head) & (Mux(beat.last, (2 << beat.tail) - 1, ones))),
-                    sub.eq(slot[:sub_bits]),
                     straddles.eq(crosses),
                     leaves_both.eq(crosses & beat.last),
                     next_slot.eq(slot + ~early),
@@ -254,18 +258,15 @@ class StoreEngine(wiring.Component):
         with m.Elif(shift | ~after_loaded):
             m.d.sync += [after.eq(words.payload), after_loaded.eq(words.valid)]
         slot_size = config.axi_data_bits
-        this = word.word_select(sub, slot_size) if slots > 1 else word
-        both = Cat(word[slot_size:], after[:slot_size])
-        that = both.word_select(sub, slot_size) if slots > 1 else both
-        mixed = Signal(slot_size)
-        m.d.comb += mixed.eq(
-            Cat(
-                Mux(upper[t], that[8 * t : 8 * t + 8], this[8 * t : 8 * t + 8])
-                for t in range(config.axi_bytes)
-            )
-        )
+        mixed = []
+        for t in range(config.axi_bytes):
+            place = [slot_size * k + 8 * t for k in range(slots)]
+            own = Cat(word[at : at + 8] for at in place)
+            if slots > 1:
+                own = own.word_select(source[t][:sub_bits], 8)
+            mixed.append(Mux(source[t][sub_bits], after[8 * t : 8 * t + 8], own))
         m.d.comb += [
-            w.i.payload.data.eq(rotate_bytes(m, mixed, back, "rotated")),
+            w.i.payload.data.eq(rotate_bytes(m, Cat(mixed), back, "rotated")),
             w.i.payload.strb.eq(strobe & ~halted.replicate(config.axi_bytes)),
             w.i.payload.last.eq(final),
             axi.wvalid.eq(w.o.valid),
@@ -284,7 +285,7 @@ class StoreEngine(wiring.Component):
         refused = answers.o.valid & (reply.fault != Fault.NONE)
         m.d.comb += [
             axi.bready.eq(answers.o.valid & ~unsent),
-            got.eq(axi.bvalid & axi.bready & (axi.bid == 0)),
+            got.eq(axi.bvalid & axi.bready),
             aw.retire.eq(got),
             answers.o.ready.eq(unsent | got),
             done_signals.complete.eq(

@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 
 from .config import TileConfig
 from .edge import COUNT_BITS
-from .fp import INF, fp_max
+from .fp import INF
 from .glue import Fifo
 from .ports import PC_BITS, SramWrite
 
@@ -92,6 +92,15 @@ class Drain(wiring.Component):
                                Mux(self.reserve, credits != 1, credits != 0))),
         ]
 
+        def reach(j, r):
+            """j >= step * r, for signed j; all but its low bits are looked at once for every lane."""
+            low = exact_log2(config.columns)
+            return ~j[-1] & (~command.step | j[low:-1].any() | (j[:low] >= r))
+
+        def less(a, b):
+            """Total order of float32, `fp_max`'s; of equal operands either answer does."""
+            return Mux(a[31] ^ b[31], a[31], (a[:31] < b[:31]) ^ a[31])
+
         # The command in hand and the place in it.
         command, active, finish = Signal(drain_layout), Signal(), Signal()
         left, first, above, over = (
@@ -129,9 +138,7 @@ class Drain(wiring.Component):
         with m.If(sent):
             m.d.sync += full.eq(0)
         with m.If(pop):
-            hidden = Cat(
-                command.mask & ~((above >= r * command.step) & (over < r * command.step)) for r in lanes
-            )
+            hidden = Cat(command.mask & ~(reach(above, r) & ~reach(over, r)) for r in lanes)
             m.d.sync += [
                 full.eq(1),
                 addr.eq(command.out),
@@ -178,8 +185,8 @@ class Drain(wiring.Component):
             value = word[32 * r : 32 * r + 32]
             with m.If(reset_only):
                 m.d.sync += best.eq(MINUS_INF)
-            with m.Elif(sent & ~is_max):
-                m.d.sync += best.eq(Mux(resets, value, fp_max(best, value)))
+            with m.Elif(sent & ~is_max & (resets | less(best, value))):
+                m.d.sync += best.eq(value)
 
         ratio = config.word_bytes // config.lane_bytes
         place = addr[exact_log2(config.lane_bytes) : exact_log2(config.word_bytes)]

@@ -8,12 +8,14 @@ from amaranth.utils import exact_log2
 
 from .array import BLOCK_BITS
 from .config import MX_BLOCK
+from .glue import SkidBuffer, onehot_mux
 from .memory import DualPortRam
 
 __all__ = [
     "COUNT_BITS",
     "FP4",
     "FP6",
+    "FP6_BITS",
     "FRACTION_BITS",
     "INT8",
     "PASS_BITS",
@@ -41,11 +43,18 @@ def fp4_codes(half):
 
 def _e2m3(code):
     """E2M3 code -> 8 times its value, a signed byte in -60 .. 60."""
-    mantissa, exponent, sign = code[:3], code[3:5], code[5]
-    significand = Cat(mantissa, exponent.any())
-    magnitude = Mux(exponent[1], Mux(exponent[0], significand << 2, significand << 1), significand)[:6]
-    value = (Cat(magnitude, Const(0, 1)) ^ sign.replicate(7)) + sign
-    return Cat(value[:7], value[6])
+    mantissa, low, high, sign = code[:3], code[3], code[4], code[5]
+    # Significand with sign, two's complement in 5 bits: too short for a carry chain.
+    borrow = sign & mantissa.any()
+    value = Cat(
+        mantissa[0],
+        mantissa[1] ^ (sign & mantissa[0]),
+        mantissa[2] ^ (sign & mantissa[:2].any()),
+        (low | high) ^ borrow,
+        borrow | (sign & (low | high)),
+    )
+    extended = Cat(value, value[4].replicate(3))
+    return Mux(high, Mux(low, extended << 2, extended << 1)[:8], extended)
 
 
 def decode_block(raw, fp):
@@ -58,28 +67,45 @@ class Transposer(wiring.Component):
 
     Members: `tick` moves everything by one step; `phase` counts the ticks modulo 32; `i` is row `phase` of a
     tile, `o` is column `phase` of the tile that went in during the 32 ticks before. Column `phase` has
-    element t = byte `phase` of row t.
+    element t = byte `phase` of row t. `show`: a tile comes out; `last`: with this tick the last one has. `o`
+    is 0 while `show` is low, if it falls with `last`.
 
     Lane b and time t are exchanged bit by bit: for each bit s, from 16 down to 1, lanes with the bit set are
     delayed by s, lanes b and b + s are swapped in ticks whose phase has the bit set, then lanes with the bit
     clear are delayed by s. Every delay before a stage is a multiple of twice its s, so that
     all stages see the same phase; one register in the middle makes the total 32.
-    A delay line is one wide memory for all lanes of a stage: 992 bytes in all.
+    A delay line is one wide memory for all lanes of a stage, or registers where a RAM of 16 rows would be
+    mostly empty: 992 bytes in all.
     """
 
     CUT = 8
     """The pipeline register follows this stage."""
+    SHORT = 4
+    """The longest delay made of registers."""
 
     def __init__(self):
         super().__init__(
-            {"tick": In(1), "phase": In(exact_log2(MX_BLOCK)), "i": In(BLOCK_BITS), "o": Out(BLOCK_BITS)}
+            {
+                "tick": In(1),
+                "phase": In(exact_log2(MX_BLOCK)),
+                "i": In(BLOCK_BITS),
+                "show": In(1),
+                "last": In(1),
+                "o": Out(BLOCK_BITS),
+            }
         )
 
     def _delay(self, m, name, lanes, ticks):
-        if ticks == 1:
-            later = Signal(8 * len(lanes), name=name, reset_less=True)
-            with m.If(self.tick):
-                m.d.sync += later.eq(Cat(lanes))
+        if ticks <= self.SHORT:
+            later = Cat(lanes)
+            for tick in range(ticks):
+                earlier, output = later, name == "after_1"  # of half the lanes
+                later = Signal(8 * len(lanes), name=f"{name}_{tick}", reset_less=not output)
+                with m.If(self.tick):
+                    m.d.sync += later.eq(earlier)
+            if output:
+                with m.If(self.tick & self.last):
+                    m.d.sync += later.eq(0)
         else:
             m.submodules[name] = ram = DualPortRam(width=8 * len(lanes), depth=ticks)
             place = self.phase[: exact_log2(ticks)]
@@ -107,7 +133,8 @@ class Transposer(wiring.Component):
             a, b = (Signal(BLOCK_BITS // 2, name=f"{side}_{s}") for side in ("low", "high"))
             m.d.comb += [a.eq(Cat(lanes[x] for x in low)), b.eq(Cat(lanes[x] for x in high))]
             to_low, to_high = Signal.like(a, name=f"to_low_{s}"), Signal.like(b, name=f"to_high_{s}")
-            m.d.comb += [to_low.eq(Mux(swap, b, a)), to_high.eq(Mux(swap, a, b))]
+            shown = self.show if s == 1 else 1
+            m.d.comb += [to_low.eq(Mux(swap, b, a)), to_high.eq(Mux(shown, Mux(swap, a, b), 0))]
             late = self._delay(m, f"after_{s}", [to_low[8 * i : 8 * i + 8] for i in range(len(low))], s)
             for i, (x, y) in enumerate(zip(low, high)):
                 lanes[x], lanes[y] = late[i], to_high[8 * i : 8 * i + 8]
@@ -134,7 +161,7 @@ class StreamEdge(wiring.Component):
     (transposed). One block per cycle in every format, also from command to command; a transposed tile comes
     out while the next one goes in.
     Transposition to plain needs the 32 ticks in which the last tile comes out, and nothing else. `o` is
-    decoded combinationally from a register; `i.ready` depends on `o.ready`.
+    decoded combinationally from a register; `i.ready` is free of `o.ready`.
     """
 
     def __init__(self):
@@ -149,43 +176,37 @@ class StreamEdge(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.transposer = turn = Transposer()
+        # Output register, and room for what comes while it waits.
+        m.submodules.blocks = blocks = SkidBuffer(data.StructLayout({"raw": BLOCK_BITS, "fp": 1}))
+        m.d.comb += [
+            self.o.valid.eq(blocks.o.valid),
+            blocks.o.ready.eq(self.o.ready),
+            self.o.payload.eq(decode_block(blocks.o.payload.raw, blocks.o.payload.fp)),
+        ]
+        room = blocks.i.ready
         command = Signal(edge_command)
         active, finish = Signal(), Signal()
-        left, passes = Signal(COUNT_BITS), Signal(PASS_BITS)
-        last_block, last_pass = left == 1, passes == 1
+        left, which = Signal(COUNT_BITS), Signal(PASS_BITS)  # blocks left in the pass; its number, from 1
+        last_block, last_pass = Signal(), which == command.k
+        m.d.comb += last_block.eq(left == 1)
 
-        # Output register.
-        raw, fp, room = Signal(BLOCK_BITS, reset_less=True), Signal(), Signal()
-        m.d.comb += [room.eq(~self.o.valid | self.o.ready), self.o.payload.eq(decode_block(raw, fp))]
-
-        # Plain blocks: phase = position of the block within 4 (MXFP6) or 2 (MXFP4); `rest` is the chunk
-        # before.
+        # Plain blocks: `place`, one-hot, is the position of the block within 4 (MXFP6; MXINT8 stays at 0) or
+        # within 2 (MXFP4: 4, 5); `rest` is the chunk before.
         chunk, rest = self.i.payload, Signal(FP6_BITS, reset_less=True)
         is_fp6, is_fp4 = command.fmt == FP6, command.fmt == FP4
-        phase, take, step, whole = Signal(2), Signal(), Signal(), Signal()
+        place, take, step, whole = Signal(6), Signal(), Signal(), Signal()
         quiet = Signal()  # no tile is in the transposer
-        codes = Signal(FP6_BITS)
         m.d.comb += [
-            whole.eq(is_fp6 & (phase == 3)),  # the rest holds a whole block
+            whole.eq(place[3]),  # the rest holds a whole block
             take.eq(active & ~command.transpose & quiet & room & (self.i.valid | whole)),
-            step.eq(take & Mux(is_fp6, ~whole, ~is_fp4 | phase[0] | last_block)),
+            step.eq(take & ~whole & ~(place[4] & ~last_block)),
         ]
-        with m.Switch(Cat(phase, is_fp4)):
-            with m.Case(0):
-                m.d.comb += codes.eq(chunk[:192])
-            with m.Case(1):
-                m.d.comb += codes.eq(Cat(rest[128:], chunk[:128]))
-            with m.Case(2):
-                m.d.comb += codes.eq(Cat(rest[64:], chunk[:64]))
-            with m.Case(3):
-                m.d.comb += codes.eq(rest)
-            with m.Default():
-                m.d.comb += codes.eq(fp4_codes(Mux(phase[0], chunk[128:], chunk[:128])))
         with m.If(step & is_fp6):
             m.d.sync += rest.eq(chunk[BLOCK_BITS - FP6_BITS :])
         with m.If(take):
             m.d.sync += [
-                phase.eq(Mux(last_block, 0, Mux(is_fp4, phase ^ 1, phase + 1))),
+                place.eq(Mux(last_block, Mux(is_fp4, 16, 1), Cat(
+                    place[3] | (place[0] & ~is_fp6), place[0] & is_fp6, place[1:3], place[5], place[4]))),
                 left.eq(Mux(last_block, command.n, left - 1)),
             ]
 
@@ -193,20 +214,34 @@ class StreamEdge(wiring.Component):
         # out, or both.
         clock, filling, fill, tick, window_end = Signal(5), Signal(), Signal(), Signal(), Signal()
         leaving, first, end, wanted = Signal(), Signal(5), Signal(6), Signal()
+        first_tick, last_tick = Signal(init=1), Signal()  # clock is 0, 31
         m.d.comb += [
-            fill.eq(Mux(clock == 0, active & command.transpose, filling)),
-            wanted.eq(leaving & (clock >= first) & (clock < end)),
+            fill.eq(Mux(first_tick, active & command.transpose, filling)),
             tick.eq((fill | leaving) & (~fill | self.i.valid) & (~wanted | room)),
-            window_end.eq(tick & (clock == 31)),
-            quiet.eq((clock == 0) & ~leaving),
+            window_end.eq(tick & last_tick),
+            quiet.eq(first_tick & ~leaving),
             turn.tick.eq(tick),
             turn.phase.eq(clock),
             turn.i.eq(chunk),
+            turn.show.eq(leaving),
+            turn.last.eq(last_tick & ~fill),
         ]
         with m.If(tick):
-            m.d.sync += [clock.eq(clock + 1), filling.eq(fill)]
+            m.d.sync += [
+                clock.eq(clock + 1),
+                filling.eq(fill),
+                first_tick.eq(last_tick),
+                last_tick.eq(clock == 30),
+                # first <= clock < end, in the next cycle
+                wanted.eq(leaving & ((clock + 1 == first) | (wanted & (clock + 1 != end)))),
+            ]
         with m.If(window_end):
-            m.d.sync += [leaving.eq(fill), first.eq(command.offset), end.eq(command.offset + command.n)]
+            m.d.sync += [
+                leaving.eq(fill),
+                first.eq(command.offset),
+                end.eq(command.offset + command.n),
+                wanted.eq(fill & (command.offset == 0)),
+            ]
 
         # Either way.
         pass_end = (take & last_block) | (window_end & fill)
@@ -215,22 +250,32 @@ class StreamEdge(wiring.Component):
             finish.eq(pass_end & last_pass),
             self.command.ready.eq(~active | finish),
         ]
-        with m.If(room):
-            m.d.sync += self.o.valid.eq(take | (tick & wanted))
-        with m.If(take | (tick & wanted)):
-            m.d.sync += [
-                fp.eq(~wanted & (is_fp4 | is_fp6)),
-                raw.eq(Mux(wanted, turn.o, Mux(is_fp4 | is_fp6, Cat(codes, chunk[FP6_BITS:]), chunk))),
-            ]
+        # AND-OR: 4 LUT4 a bit. A column of a tile is 0 unless one comes out.
+        codes = (
+            chunk[:FP6_BITS],
+            Cat(rest[128:], chunk[:128]),
+            Cat(rest[64:], chunk[:64]),
+            rest,
+            fp4_codes(chunk[:128]),
+            fp4_codes(chunk[128:]),
+        )
+        select = place & (~leaving).replicate(len(place))
+        m.d.comb += [
+            blocks.i.valid.eq(take | (tick & wanted)),
+            blocks.i.payload.fp.eq(~leaving & (is_fp4 | is_fp6)),
+            blocks.i.payload.raw.eq(
+                turn.o | Cat(onehot_mux(select, codes), chunk[FP6_BITS:] & select[0].replicate(64))
+            ),
+        ]
         with m.If(pass_end):
-            m.d.sync += passes.eq(passes - 1)
+            m.d.sync += which.eq(which + 1)
         with m.If(self.command.ready):
             m.d.sync += active.eq(self.command.valid)
             with m.If(self.command.valid):
                 m.d.sync += [
                     command.eq(self.command.payload),
                     left.eq(self.command.payload.n),
-                    passes.eq(self.command.payload.k),
-                    phase.eq(0),
+                    which.eq(1),
+                    place.eq(Mux(self.command.payload.fmt == FP4, 16, 1)),
                 ]
         return m

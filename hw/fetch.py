@@ -8,6 +8,7 @@ from amaranth.utils import exact_log2
 from .config import TileConfig
 from .glue import Fifo
 from .ports import SramRead
+from .queue import RegisterQueue
 
 __all__ = ["Fetcher", "element_layout", "request_layout"]
 
@@ -31,17 +32,21 @@ class Fetcher(wiring.Component):
     * An element must not cross a word boundary; the fetcher knows nothing of element sizes.
     * At most `fifo_depth` (power of two) words are requested and not yet delivered, so that every response
       has room; as many elements may be under way. 16 covers `sram.READ_LATENCY` with several cycles of bank
-      conflicts to spare.
-    * Latency from `i` to `o`: sram.READ_LATENCY + 4 cycles without conflicts. `o` and `read.req` payloads are
-      registers. `i.ready` depends on `read.req.ready` through two gates; `i.payload` should come from a
-      register.
+      conflicts to spare. `block`: the words wait in block RAM. `sparse`: only two words may be under way, in
+      registers instead of a RAM: full rate for eight or more elements to a word, else a word in five cycles.
+    * Latency from `i` to `o`: sram.READ_LATENCY + 4 cycles without conflicts (`block`: one more). `o` and
+      `read.req` payloads are registers. `i.ready` depends on `read.req.ready` through two gates; `i.payload`
+      should come from a register.
     * An address outside of the SRAM is not requested: `error` rises and stays, `error_addr` holds the
       address, requests before it are still delivered, none after it is accepted until reset.
     """
 
-    def __init__(self, config: TileConfig, fifo_depth: int = 16):
+    def __init__(
+        self, config: TileConfig, fifo_depth: int = 16, *, sparse: bool = False, block: bool = False
+    ):
         self.config = config
         self.fifo_depth = fifo_depth
+        self.sparse, self.block = sparse, block
         super().__init__({
             "i": In(stream.Signature(request_layout)),
             "o": Out(stream.Signature(element_layout(config))),
@@ -55,12 +60,15 @@ class Fetcher(wiring.Component):
         offset_bits, addr_bits = exact_log2(config.word_bytes), config.sram_addr_bits
         tag_layout = data.StructLayout({"offset": offset_bits, "last": 1, "new": 1})
         m.submodules.tags = tags = Fifo(tag_layout, self.fifo_depth)
-        m.submodules.words = words = Fifo(8 * config.word_bytes, self.fifo_depth)
+        width, most = 8 * config.word_bytes, 2 if self.sparse else self.fifo_depth
+        m.submodules.words = words = (
+            RegisterQueue(width) if self.sparse else Fifo(width, self.fifo_depth, block=self.block)
+        )
 
         # Request stage: `new` unless the previous request of this sequence named the same word.
         valid, word, tag = Signal(), Signal(addr_bits), Signal(tag_layout)
         fresh = Signal(init=1)  # the next request starts a sequence
-        credits = Signal(range(self.fifo_depth + 1), init=self.fifo_depth)
+        credits = Signal(range(most + 1), init=most)
         has_credit = Signal(init=1)
         next_word = i.payload.addr[offset_bits:][:addr_bits]
         in_range = ~i.payload.addr[offset_bits + addr_bits:].any()

@@ -12,12 +12,13 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 __all__ = [
-    "NAN",
     "INF",
+    "NAN",
     "FpAdd",
     "FpMul",
     "IntScaleToFloat",
     "Cuts",
+    "above",
     "bf16_to_f32",
     "canonical",
     "f32_to_bf16",
@@ -89,6 +90,12 @@ def total_order_key(x: Value) -> Value:
     return (x ^ Cat(x[31].replicate(31), Const(0, 1))).as_signed()
 
 
+def above(a: Value, b: Value) -> Value:
+    """Whether a is after b in total order, from one comparison of magnitudes (bit 0 makes it <= for a >=
+    0)."""
+    return Mux(a[31] ^ b[31], b[31], (Cat(a[31], a[:31]) < Cat(Const(1, 1), b[:31])) ^ ~a[31])
+
+
 def fp_max(a: Value, b: Value) -> Value:
     """The operand with the larger key (canonical operands)."""
     return Mux(total_order_key(a) < total_order_key(b), b, a)
@@ -109,13 +116,15 @@ def f32_to_bf16(x: Value) -> Value:
     return Mux(is_nan(x), Const(NAN >> 16, 16), Mux(x[23:31] == 0, Cat(Const(0, 15), x[31]), rounded))
 
 
-def _pack(sign, body, *, zero, inf, nan) -> Value:
+def _pack(sign, body, *, zero, inf, nan, no_fraction=0) -> Value:
     """32 bits from sign and 31 bits of exponent and fraction, or a special value; nan beats inf beats
-    zero."""
-    return Mux(
-        nan,
-        Const(NAN, 32),
-        Cat(Mux(zero | inf, 0, body[:23]), Mux(inf, 255, Mux(zero, 0, body[23:31])), sign),
+    zero. `no_fraction`: the fraction is 0 whatever `body` says. Constants instead of it make a synchronous
+    reset of the register behind, which costs no gate."""
+    special = nan | inf
+    return Cat(
+        Mux(special | zero | no_fraction, Cat(Const(0, 22), nan), body[:23]),
+        Mux(special, 255, Mux(zero, 0, body[23:31])),
+        sign & ~nan,
     )
 
 
@@ -133,10 +142,16 @@ def _leading_bit(nibble: Value) -> Value:
     return Cat(~nibble[3] & (nibble[2] | ~nibble[1]), ~nibble[3] & ~nibble[2])
 
 
-def _shift_add(x: Value, narrow: Value) -> Value:
-    """x * narrow (unsigned) as a sum of shifted rows, which no tool maps to a DSP block."""
-    rows = (Cat(Const(0, k), x & narrow[k].replicate(len(x))) for k in range(len(narrow)))
-    return sum(rows, Const(0, 1))[: len(x) + len(narrow)]
+def shift_right(x: Value, amount: Value) -> tuple[Value, Value]:
+    """x >> amount (5 bits), and whether a one fell out: whole nibbles first, so that what falls out is known
+    as early as what stays."""
+    out = Cat(x[k : k + 4].any() & (amount[2:] > k // 4) for k in range(0, len(x), 4)).any()
+    for level in (4, 3, 2):
+        x = Mux(amount[level], x[1 << level :], x)
+    out |= (x[0] & amount[:2].any()) | (x[1] & amount[1]) | (x[2] & amount[:2].all())
+    for level in (1, 0):
+        x = Mux(amount[level], x[1 << level :], x)
+    return x, out
 
 
 # ---- pipelines ---------------------------------------------------------------------------------------------
@@ -159,70 +174,70 @@ class FpAdd(wiring.Component):
         cut = Cuts(m, 6, self.latency)
         a, b = self.a, self.b
 
-        # 1: order by magnitude (raw bits do: what subnormals order wrongly is flushed anyway), exponent
-        # distance.
+        # 1: order by magnitude (raw bits do: what subnormals order wrongly counts as zero anyway), exponent
+        # distance. Only the smaller operand can be zero, or both are.
         swap = a[:31] < b[:31]
-        fa, fb = ftz(a), ftz(b)
+        zero_a, zero_b = ~a[23:31].any(), ~b[23:31].any()
         s = cut(
-            big=Mux(swap, fb, fa),
-            small=Mux(swap, fa, fb),
-            small_one=Mux(swap, a[23:31].any(), b[23:31].any()),
+            big=Mux(swap, b, a),
+            small=Mux(swap, a[:23], b[:23]),
+            sub=a[31] ^ b[31],
             shift=Mux(swap, b[23:31] - a[23:31], a[23:31] - b[23:31])[:8],
+            alone=zero_a | zero_b,
+            zero=zero_a & zero_b,
         )
 
-        # 2: align the smaller significand to 24 bits + guard + round + sticky; from 27 on, sticky cannot
-        # change the result. big is NaN whenever either operand is.
-        small = Cat(Const(0, 2), s.small[:23], s.small_one)
-        far = s.shift[5:].any()
-        aligned = Mux(far, 0, small >> s.shift[:5])
-        lost = ~(Const(-1, signed(26)).as_unsigned() << s.shift[:5])[:26]
-        special, sub = s.big[23:31].all(), s.big[31] ^ s.small[31]
+        # 2: align the smaller significand to 24 bits + guard + round + sticky, inverted to be subtracted;
+        # from 27 on, it cannot change the result and is taken for 0. big is NaN whenever either operand is. A
+        # sum of zeros is +0 unless both are -0.
+        aligned, sticky = shift_right(Cat(Const(0, 2), s.small, Const(1, 1)), s.shift[:5])
+        alone = s.alone | s.shift[5:].any()
+        special = s.big[23:31].all()
         s = cut(
-            sign=s.big[31],
+            sign=s.big[31] & ~(s.zero & s.sub),
             exp=s.big[23:31],
-            big=Cat(s.big[:23], s.big[23:31].any()),
-            sub=sub,
-            small=Cat((small & lost).any(), aligned),
+            big=s.big[:23],
+            sub=s.sub & ~alone,
+            small=Mux(alone, 0, Cat(sticky, aligned) ^ s.sub.replicate(27)),
+            zero=s.zero,
             inf=special,
-            nan=special & (s.big[:23].any() | (s.small[23:31].all() & sub)),
+            nan=special & (s.big[:23].any() | (s.sub & ~s.shift.any())),
         )
 
         # 3: add or subtract; the extra bit 0 carries in the +1 of the two's complement. No borrow, as big >=
         # small.
-        total = Cat(Const(1, 1), Const(0, 3), s.big) + Cat(s.sub, s.small ^ s.sub.replicate(27))
-        s = cut(
-            sign=s.sign, exp=s.exp, sub=s.sub, inf=s.inf, nan=s.nan, sum=Cat(total[1:28], total[28] & ~s.sub)
-        )
+        total = Cat(Const(1, 1), Const(0, 3), s.big, Const(1, 1)) + Cat(s.sub, s.small, s.sub)
+        s = cut(sign=s.sign, exp=s.exp, zero=s.zero, inf=s.inf, nan=s.nan, sum=total[1:29])
 
-        # 4: normalise by nibbles. An exact zero is +0 unless both operands were -0.
+        # 4: normalise by nibbles.
         nibbles = leading_nibble(s.sum, 7)
-        zero = ~s.sum.any()
         s = cut(
-            sign=s.sign & ~(zero & s.sub),
+            sign=s.sign,
             exp=s.exp,
+            zero=s.zero,
             inf=s.inf,
             nan=s.nan,
-            zero=zero,
             nibbles=nibbles,
             sum=(s.sum << Cat(Const(0, 2), nibbles))[:28],
         )
 
-        # 5: normalise by bits. A subnormal sum is exact, so it flushes without rounding.
-        bits = _leading_bit(s.sum[24:])
+        # 5: normalise by bits. A subnormal sum is exact, so it flushes without rounding. An exact zero of
+        # operands that are none is +0.
+        bits, cancelled = _leading_bit(s.sum[24:]), ~s.sum[24:].any()
         exp = Signal(signed(10))
         m.d.comb += exp.eq(s.exp + 1 - Cat(bits, s.nibbles))
         s = cut(
-            sign=s.sign,
+            sign=s.sign & (s.zero | ~cancelled),
             exp=exp[:8],
             inf=s.inf | (exp >= 255),
             nan=s.nan,
-            zero=s.zero | (exp <= 0),
+            zero=s.zero | cancelled | (exp <= 0),
             sum=(s.sum << bits)[:27],
         )
 
         # 6: round; the carry runs into the exponent and makes infinity by itself.
         body = Cat(s.sum[4:27], s.exp) + (s.sum[3] & (s.sum[4] | s.sum[:3].any()))
-        s = cut(o=_pack(s.sign, body, zero=s.zero & ~s.inf, inf=s.inf, nan=s.nan))
+        s = cut(o=_pack(s.sign, body, zero=s.zero, inf=s.inf, nan=s.nan))
         m.d.comb += self.o.eq(s.o)
         return m
 
@@ -230,9 +245,9 @@ class FpAdd(wiring.Component):
 class FpMul(wiring.Component):
     """o = a * b. Equals `golden.arith.fmul` bit for bit.
 
-    Latency `stages` (1 .. 4). The 24 x 24 product is four products of at most 18 x 18, with registers on both
-    sides. Two of them are left to DSP blocks, those with the upper six bits of `a` are made of adders: an
-    FPGA that spends a DSP block on every multiplier of the array has none to waste on six bits.
+    Latency `stages` (1 .. 4). The 24 x 24 product is the sum of 18 x 18, 18 x 6 and 6 x 24 products, with
+    registers on both sides. The last one is made of adders, the others are left to DSP blocks: an FPGA that
+    spends a DSP block on every multiplier of the array has none to waste on six bits.
     """
 
     STAGES = 4
@@ -246,12 +261,16 @@ class FpMul(wiring.Component):
         cut = Cuts(m, 4, self.latency)
         a, b = self.a, self.b
 
-        # 1: multiplier inputs and operand classes.
+        # 1: multiplier inputs and operand classes. The upper six bits of a become 64 plus digits -1, 0, 1, 2
+        # of weight 1 and 4, and -2, -1, 0 of weight 16, each of them modulo 4.
         zero_a, zero_b = ~a[23:31].any(), ~b[23:31].any()
         inf_a, inf_b = a[23:31].all(), b[23:31].all()
         nan_a, nan_b = a[:23].any() & inf_a, b[:23].any() & inf_b
+        digit1 = a[20:22] + a[18:20].all()
+        digit2 = Cat(a[22], Const(1, 1)) + (digit1 >= 3)
         s = cut(
-            a=Cat(a[:23], Const(1, 1)),
+            a=a[:18],
+            digits=Cat(a[18:20], digit1[:2], digit2[:2]),
             b=Cat(b[:23], Const(1, 1)),
             sign=a[31] ^ b[31],
             exp=a[23:31] + b[23:31],
@@ -260,12 +279,23 @@ class FpMul(wiring.Component):
             nan=nan_a | nan_b | (inf_a & zero_b) | (inf_b & zero_a),
         )
 
-        # 2: partial products.
+        # 2: partial products. Two's complement: the +1 of a negative row fills a free bit of another one.
+        one, double = Cat(s.b, Const(0, 2)), Cat(Const(0, 1), s.b, Const(0, 1))
+
+        def row(digit, double):
+            """digit * b, less 1 if negative: a gate per bit."""
+            return Mux(digit[1], Mux(digit[0], ~one, double), Mux(digit[0], one, 0))[:26].as_signed()
+
+        d0, d1, d2 = s.digits[:2], s.digits[2:4], s.digits[4:]
+        row0, row1, row2 = row(d0, double), row(d1, double), row(d2, ~double)
+        minus0, minus1, minus2 = d0.all(), d1.all(), d2[1]
+        low = row0 + Cat(minus0, Const(0, 1), row1).as_signed()
+        high = row2 + Cat(minus2, Const(0, 1), s.b, Const(0, 1)).as_signed()
+        middle = low[2:].as_signed() + Cat(minus1, Const(0, 1), high).as_signed()
         s = cut(
-            ll=s.a[:18] * s.b[:18],
-            lh=s.a[:18] * s.b[18:],
-            hl=_shift_add(s.b[:18], s.a[18:]),
-            hh=_shift_add(s.b[18:], s.a[18:]),
+            ll=s.a * s.b[:18],
+            lh=s.a * s.b[18:],
+            h=Cat(low[:2], middle)[:30],
             sign=s.sign,
             exp=(s.exp - 127).as_signed(),
             zero=s.zero,
@@ -273,37 +303,36 @@ class FpMul(wiring.Component):
             nan=s.nan,
         )
 
-        # 3: sum. The low 18 bits are final already and are only needed as sticky.
-        upper = (Cat(s.ll[18:], s.hh) + (s.lh + s.hl))[:30]
+        # 3: sum. The low 18 bits are final already and are only needed as sticky. What the exponent means is
+        # found out for a product in [1, 2) and for one in [2, 4).
+        lower = Signal(24)
+        m.d.comb += lower.eq(s.ll[18:] + s.lh)
         s = cut(
-            p=upper,
+            p=(lower + s.h)[:30],
             sticky=s.ll[:18].any(),
             sign=s.sign,
-            exp=s.exp,
-            exp1=s.exp + 1,
+            exp=s.exp[:8],
+            edge=Cat(s.exp == 0, s.exp == -1),
+            under=Cat(s.exp < 0, s.exp < -1),
+            over=Cat(s.exp >= 255, s.exp >= 254),
             zero=s.zero,
             inf=s.inf,
             nan=s.nan,
         )
 
-        # 4: normalise by at most one bit and round. With gradual underflow, everything from 2^-126 - 2^-150
-        # on rounds up to 2^-126: just below the smallest exponent, the increment is unconditional and its
-        # carry tells.
+        # 4: normalise by at most one bit and round; the chain of the rounding also counts the exponent. With
+        # gradual underflow, everything from 2^-126 - 2^-150 on rounds up to 2^-126: just below the smallest
+        # exponent, the increment is unconditional, and either it carries into the exponent or the result is
+        # zero.
         high = s.p[29]
-        exp = Mux(high, s.exp1, s.exp)
+        edge, under, over = (Mux(high, pair[1], pair[0]) for pair in (s.edge, s.under, s.over))
         frac = Mux(high, s.p[6:29], s.p[5:28])
         half = Mux(high, s.p[5], s.p[4])
         rest = s.sticky | s.p[:4].any() | (high & s.p[4])
-        edge = exp == 0
-        body = Cat(frac, exp[:8]) + (edge | (half & (frac[0] | rest)))
+        up = edge | (half & (frac[0] | rest))
+        body = (Cat(Const(1, 1), frac, s.exp) + Cat(up, Const(0, 23), high))[1:32]
         s = cut(
-            o=_pack(
-                s.sign,
-                body,
-                zero=~s.inf & (s.zero | (exp < 0) | (edge & ~body[23])),
-                inf=s.inf | ((exp >= 255) & ~s.zero),
-                nan=s.nan,
-            )
+            o=_pack(s.sign, body, zero=s.zero | under, inf=s.inf | over, nan=s.nan, no_fraction=edge)
         )
         m.d.comb += self.o.eq(s.o)
         return m

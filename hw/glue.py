@@ -3,6 +3,9 @@
 Payloads hold until taken, `valid` never depends on `ready`.
 """
 
+from functools import reduce
+from operator import or_
+
 from amaranth import Cat, Module, Mux, Signal
 from amaranth.hdl import ShapeLike
 from amaranth.lib import data, stream, wiring
@@ -11,7 +14,7 @@ from amaranth.utils import ceil_log2
 
 from .memory import DualPortRam
 
-__all__ = ["Fifo", "RoundRobin", "SkidBuffer", "StreamArbiter", "onehot_mux", "raw"]
+__all__ = ["Fifo", "RoundRobin", "SkidBuffer", "StreamArbiter", "encode", "mux", "onehot_mux", "raw"]
 
 
 def raw(view):
@@ -26,6 +29,21 @@ def onehot_mux(select, values):
     for k, value in enumerate(values[1:], 1):
         result = result | (value & select[k].replicate(len(value)))
     return result
+
+
+def encode(onehot):
+    """Number of the one bit that is set (0 without one)."""
+    return Cat(reduce(or_, (onehot[k] for k in range(len(onehot)) if k >> b & 1))
+               for b in range(ceil_log2(len(onehot))))
+
+
+def mux(select, values):
+    """values[select], as a tree of multiplexers: two 4-input LUTs a bit for four values, where AND-OR takes
+    three or four. All values have one width; a `select` past the end gives any of them."""
+    if len(values) == 1:
+        return raw(values[0])
+    top = ceil_log2(len(values)) - 1
+    return Mux(select[top], mux(select, values[1 << top:]), mux(select, values[:1 << top]))
 
 
 class SkidBuffer(wiring.Component):
@@ -89,8 +107,11 @@ class Fifo(wiring.Component):
             ram.wstrb.eq(push), ram.waddr.eq(tail[:bits]), ram.wdata.eq(raw(self.i.payload)),
             ram.ren.eq(pull), ram.raddr.eq(head[:bits]),
         ]
+        with m.If(pull):
+            m.d.sync += head.eq(head + 1)
+        with m.If(push):
+            m.d.sync += tail.eq(tail + 1)
         m.d.sync += [
-            head.eq(head + pull), tail.eq(tail + push),
             # (stored + push - pull == depth), with nothing but a gate behind the late `push` and `pull`
             full.eq(~pull & (full | (push & (stored == self.depth - 1)))),
         ]

@@ -24,13 +24,14 @@ from .glue import Fifo, SkidBuffer
 from .isa import BY_OP, Error, Op
 from .matmul_front import MatmulFrontEnd, issue_layout
 from .ports import PC_BITS, SramRead, SramWrite, unit_members
+from .queue import RegisterQueue
 from .stationary import ONE_SCALE, StationaryLoader
 from .walk import PassWalker, StationaryWalker
 
 __all__ = ["Matmul"]
 
-COMMANDS = 4
-"""Instructions that each part may queue."""
+LATE = {"issue": 4, "drain": 4, "signals": 8}
+"""Instructions that parts behind the fetchers may queue; two for those in front, whose turn comes at once."""
 
 
 class Matmul(wiring.Component):
@@ -78,8 +79,8 @@ class Matmul(wiring.Component):
         connect(m, flipped(self.command), front.command)
         commands = {}
         for name, layout in front.parts.items():
-            m.submodules[f"{name}_commands"] = fifo = Fifo(
-                layout, 2 * COMMANDS if name == "signals" else COMMANDS
+            m.submodules[f"{name}_commands"] = fifo = (
+                Fifo(layout, LATE[name]) if name in LATE else RegisterQueue(layout)
             )
             connect(m, getattr(front, name), fifo.i)
             commands[name] = fifo.o
@@ -94,7 +95,7 @@ class Matmul(wiring.Component):
         ):
             m.submodules[f"{name}_walker"], m.submodules[f"{name}_fetcher"] = walker, fetcher = (
                 walker,
-                Fetcher(config),
+                Fetcher(config, sparse=name == "scale"),
             )
             connect(m, commands[f"walk_{name}"], walker.command)
             connect(m, walker.o, fetcher.i)
@@ -110,16 +111,12 @@ class Matmul(wiring.Component):
 
         # Operands.
         m.submodules.edge, m.submodules.loader = edge, loader = StreamEdge(), StationaryLoader(config)
-        m.submodules.chunks = chunks = SkidBuffer(
-            BLOCK_BITS
-        )  # keeps the fetcher out of the array's ready chain
         element = elements["stream"]
         m.d.comb += [
-            chunks.i.valid.eq(element.valid),
-            element.ready.eq(chunks.i.ready),
-            chunks.i.payload.eq(element.payload.data.word_select(element.payload.offset[5:], BLOCK_BITS)),
+            edge.i.valid.eq(element.valid),
+            element.ready.eq(edge.i.ready),
+            edge.i.payload.eq(element.payload.data.word_select(element.payload.offset[5:], BLOCK_BITS)),
         ]
-        connect(m, chunks.o, edge.i)
         connect(m, commands["edge"], edge.command)
         connect(m, commands["loader"], loader.command)
         connect(m, elements["stat"], loader.i)
@@ -185,7 +182,7 @@ class Matmul(wiring.Component):
             Signal(),
         )  # first block of a pass; first pass of new sums; last pass, emitted
         which = Signal(ceil_log2(SCALE_SETS))  # number of stationary sets taken so far
-        gap = Signal(range(revisit))  # idle cycles due before a sum may be continued
+        gap, waits = Signal(range(revisit)), Signal()  # idle cycles due before a sum may be continued; not 0
         pass_end, end, fire = Signal(), Signal(), Signal()
         new = commands.payload
 
@@ -195,7 +192,7 @@ class Matmul(wiring.Component):
         m.d.comb += [
             pass_end.eq(left == 1),
             end.eq(fire & pass_end & (passes == 1)),
-            fire.eq(active & operands & stationary & room & (~start | start_sum | (gap == 0))),
+            fire.eq(active & operands & stationary & room & (~start | start_sum | ~waits)),
             blocks.ready.eq(fire),
             scales.ready.eq(fire & command.has_scale),
             array.valid.eq(fire),
@@ -218,9 +215,9 @@ class Matmul(wiring.Component):
                 ]
         # Block j of the next pass must enter at least `revisit` cycles after block j of this one.
         with m.If(fire & pass_end):
-            m.d.sync += gap.eq(Mux(command.n < revisit, revisit - command.n, 0))
-        with m.Elif(gap != 0):
-            m.d.sync += gap.eq(gap - 1)
+            m.d.sync += [gap.eq(revisit - command.n), waits.eq(command.n < revisit)]
+        with m.Elif(waits):
+            m.d.sync += [gap.eq(gap - 1), waits.eq(gap != 1)]
         with m.If(commands.ready):
             m.d.sync += active.eq(commands.valid)
             with m.If(commands.valid):

@@ -117,17 +117,27 @@ class DualPortRam(_Storage):
 
 
 class Rom(_Storage):
-    """Read-only table: `rdata` holds row `addr` one cycle later."""
+    """Read-only table: `rdata` holds row `addr` one cycle later. With two `ports`, `rdata2` that of
+    `addr2`."""
 
-    def __init__(self, *, width: int, init):
+    def __init__(self, *, width: int, init, ports: int = 1):
         init = list(init)
+        self.names = [("addr", "rdata"), ("addr2", "rdata2")][:ports]
         super().__init__(
-            {"addr": In(ceil_log2(len(init))), "rdata": Out(width)}, width=width, depth=len(init), init=init
+            {
+                name: member
+                for addr, rdata in self.names
+                for name, member in ((addr, In(ceil_log2(len(init)))), (rdata, Out(width)))
+            },
+            width=width,
+            depth=len(init),
+            init=init,
         )
 
     def _connect(self, m, mem):
-        read = mem.read_port()
-        m.d.comb += [read.addr.eq(self.addr), self.rdata.eq(read.data)]
+        for addr, rdata in self.names:
+            read = mem.read_port()
+            m.d.comb += [read.addr.eq(getattr(self, addr)), getattr(self, rdata).eq(read.data)]
 
 
 def ram(*, width: int, depth: int, ports: int = 1, granularity: int = 8, init=()) -> _Storage:
@@ -139,6 +149,8 @@ def ram(*, width: int, depth: int, ports: int = 1, granularity: int = 8, init=()
     )
 
 
-def rom(*, width: int, init) -> Rom:
-    """ROM of `len(init)` rows of `width` bits."""
-    return Rom(width=width, init=init)
+def rom(*, width: int, init, ports: int = 1) -> Rom:
+    """ROM of `len(init)` rows of `width` bits, with one read port or two."""
+    if ports not in (1, 2):
+        raise ValueError(f"ports must be 1 or 2, not {ports}")
+    return Rom(width=width, init=init, ports=ports)

@@ -8,6 +8,7 @@ from .config import TileConfig
 from .glue import Fifo, SkidBuffer
 from .isa import BY_OP, Error, Op
 from .ports import SEM_BITS, SramRead, SramWrite, unit_members
+from .queue import RegisterQueue
 from .semaphores import add_layout
 
 __all__ = ["FLIT_BITS", "FLIT_BYTES", "Kind", "MAX_FLITS", "NocPort", "flit_layout", "head_layout"]
@@ -15,7 +16,6 @@ __all__ = ["FLIT_BITS", "FLIT_BYTES", "Kind", "MAX_FLITS", "NocPort", "flit_layo
 FLIT_BYTES = 32
 MAX_FLITS = 16
 """Data flits of the longest packet that a tile sends; it accepts longer ones."""
-READ_QUEUE = 4
 BUFFER = 16
 
 
@@ -33,7 +33,20 @@ head_layout = data.StructLayout({
 
 flit_layout = data.StructLayout({"data": 8 * FLIT_BYTES, "last": 1, "head": 1})
 FLIT_BITS = flit_layout.size
-request_layout = data.StructLayout({"tile": 16, "src": 32, "dst": 32, "len": 32, "sem": 8})
+
+
+def request_layout(config: TileConfig) -> data.StructLayout:
+    """Send `len` flits of data from SRAM (flit number `src`) to byte address `dst` of `tile`, then signal
+    `sem`."""
+    flits = exact_log2(config.sram_bytes // FLIT_BYTES)
+    return data.StructLayout({"tile": 16, "src": flits, "dst": 32, "len": flits + 1, "sem": 8})
+
+
+def _beyond(config: TileConfig, start, length):
+    """start + length > sram_bytes."""
+    end = start + length
+    top = exact_log2(config.sram_bytes)
+    return end[top + 1 :].any() | (end[top] & end[:top].any())
 
 
 class Receiver(wiring.Component):
@@ -51,7 +64,7 @@ class Receiver(wiring.Component):
         super().__init__({
             "i": In(stream.Signature(flit_layout)), "tile_id": In(16),
             "write": Out(SramWrite(config)), "add": Out(stream.Signature(add_layout)),
-            "read": Out(stream.Signature(request_layout)),
+            "read": Out(stream.Signature(request_layout(config))),
             "bad": Out(1), "bad_value": Out(32),
         })
 
@@ -63,24 +76,25 @@ class Receiver(wiring.Component):
         m.submodules.buffer = buffer = SkidBuffer(flit_layout)
         wiring.connect(m, buffer.i, wiring.flipped(self.i))
         flit, head = buffer.o.payload, Signal(head_layout)
-        addr, left = Signal(32), Signal(32 - size)
+        # Both stay within the SRAM: checked before they are used.
+        addr, left = Signal(exact_log2(config.sram_bytes)), Signal(exact_log2(config.sram_bytes) - size + 1)
         last = Signal()
         port = self.write.req
         space = ~port.valid | port.ready
 
-        end, is_write = Signal(33), head.kind == Kind.WRITE
+        is_write = head.kind == Kind.WRITE
         wrong = Signal()
-        sems = head.sem >= config.semaphores
+        sems = head.sem[exact_log2(config.semaphores):].any()
         m.d.comb += [
-            end.eq(head.addr + head.length),
             wrong.eq((head.dst != self.tile_id) | (head.kind.as_value() > Kind.READ.value) | sems
                      | (last == is_write)
                      | ((head.kind != Kind.SIGNAL)
-                        & (head.addr[:size].any() | head.length[:size].any() | (end > config.sram_bytes)))
+                        & (head.addr[:size].any() | head.length[:size].any()
+                           | _beyond(config, head.addr, head.length)))
                      | (is_write & ~head.length.any())),
             self.add.payload.sem.eq(head.sem), self.add.payload.count.eq(head.count),
-            self.read.payload.tile.eq(head.reply_tile), self.read.payload.src.eq(head.addr),
-            self.read.payload.dst.eq(head.reply_addr), self.read.payload.len.eq(head.length),
+            self.read.payload.tile.eq(head.reply_tile), self.read.payload.src.eq(head.addr[size:]),
+            self.read.payload.dst.eq(head.reply_addr), self.read.payload.len.eq(head.length[size:]),
             self.read.payload.sem.eq(head.reply_sem),
             self.bad_value.eq(Mux(head.kind == Kind.SIGNAL, head.sem, head.addr)),
         ]
@@ -149,16 +163,15 @@ class Receiver(wiring.Component):
 class Sender(wiring.Component):
     """Cuts a request {tile, src, dst, len, sem} into WRITE packets; the last one carries the signal.
 
-    Members: `i` (addresses multiples of 32, in range; len multiple of 32), taken when it starts; `done`
-    pulses when its last flit is
-    in the output buffer; `cut`: end the current request after the packet under way. `o`: flits, one per
-    cycle.
+    Members: `i` (in range), taken when it starts; `done` pulses when its last flit is in the output register;
+    `cut`: end the current request after the packet under way. `o`: flits, one per cycle, from a register that
+    is filled again in the cycle in which `o.ready` empties it.
     """
 
     def __init__(self, config: TileConfig):
         self.config = config
         super().__init__({
-            "i": In(stream.Signature(request_layout)), "tile_id": In(16), "cut": In(1),
+            "i": In(stream.Signature(request_layout(config))), "tile_id": In(16), "cut": In(1),
             "o": Out(stream.Signature(flit_layout)), "read": Out(SramRead(config)), "done": Out(1),
         })
 
@@ -168,14 +181,21 @@ class Sender(wiring.Component):
         word = exact_log2(config.word_bytes)
         lanes = config.word_bytes // FLIT_BYTES
         m.submodules.fifo = fifo = Fifo(8 * FLIT_BYTES, BUFFER)
-        m.submodules.output = output = SkidBuffer(flit_layout)
-        wiring.connect(m, wiring.flipped(self.o), output.o)
-        now = Signal(request_layout)
-        flits = 32 - size
+        # The far end has a buffer of its own: no other cuts the way of `ready`.
+        flit, send, space = Signal(flit_layout), Signal(), Signal()
+        m.d.comb += space.eq(~self.o.valid | self.o.ready)
+        with m.If(space):
+            m.d.sync += self.o.valid.eq(send)
+            with m.If(send):
+                m.d.sync += self.o.payload.eq(flit)
+        # The request; it has no data; it has no signal; the packet under way is its last.
+        now, empty, silent, ends = Signal(request_layout(config)), Signal(), Signal(), Signal()
+        flits = len(now.len)
         left, in_packet = Signal(flits), Signal(range(MAX_FLITS + 1))
 
         # Reads run ahead of the packets as far as the buffer has room.
-        fetch, fetch_left, credit = Signal(32 - size), Signal(flits), Signal(range(BUFFER + 1), init=BUFFER)
+        fetch, fetch_left = Signal(len(now.src)), Signal(flits)
+        credit = Signal(range(BUFFER + 1), init=BUFFER)
         request = self.read.req
         issue, pop = Signal(), Signal()
         m.d.comb += [
@@ -195,49 +215,53 @@ class Sender(wiring.Component):
         head = Signal(head_layout)
         packet = Signal(range(MAX_FLITS + 1))
         final = Signal()
-        flit = output.i.payload
+        packets = left[exact_log2(MAX_FLITS):]
         m.d.comb += [
-            packet.eq(Mux(left > MAX_FLITS, MAX_FLITS, left)), final.eq(left <= MAX_FLITS),
+            final.eq((packets == 0) | ((packets == 1) & ~left[:exact_log2(MAX_FLITS)].any())),
+            packet.eq(Mux(final, left, MAX_FLITS)),
             head.dst.eq(now.tile), head.src.eq(self.tile_id), head.addr.eq(now.dst),
             head.length.eq(packet << size),
-            head.kind.eq(Mux(left == 0, Kind.SIGNAL, Kind.WRITE)), head.sem.eq(Mux(final, now.sem, 0)),
+            head.kind.eq(Mux(empty, Kind.SIGNAL, Kind.WRITE)), head.sem.eq(Mux(final, now.sem, 0)),
             head.count.eq(final),
         ]
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += self.i.ready.eq(1)
-                m.d.sync += [now.eq(self.i.payload), left.eq(self.i.payload.len[size:])]
+                m.d.sync += [now.eq(self.i.payload), left.eq(self.i.payload.len),
+                             empty.eq(self.i.payload.len == 0), silent.eq(self.i.payload.sem == 0)]
                 with m.If(self.i.valid):
-                    m.d.sync += [fetch.eq(self.i.payload.src[size:]),
-                                 fetch_left.eq(self.i.payload.len[size:]),
-                                 lane.eq(self.i.payload.src[size:])]
+                    m.d.sync += [fetch.eq(self.i.payload.src),
+                                 fetch_left.eq(self.i.payload.len),
+                                 lane.eq(self.i.payload.src)]
                     m.next = "HEAD"
             with m.State("HEAD"):
                 with m.If(self.cut):
                     m.d.sync += fetch_left.eq(0)
                     m.next = "FLUSH"
-                with m.Elif((left == 0) & (now.sem == 0)):
+                with m.Elif(empty & silent):
                     m.d.comb += self.done.eq(1)
                     m.next = "IDLE"
                 with m.Else():
-                    m.d.comb += [output.i.valid.eq(1), flit.head.eq(1), flit.last.eq(left == 0),
+                    m.d.comb += [send.eq(1), flit.head.eq(1), flit.last.eq(empty),
                                  flit.data.eq(head)]
-                    with m.If(output.i.ready):
-                        m.d.sync += [in_packet.eq(packet), left.eq(left - packet),
-                                     now.dst.eq(now.dst + (packet << size))]
+                    with m.If(space):
+                        m.d.sync += [in_packet.eq(packet), ends.eq(final), packets.eq(packets - 1),
+                                     now.dst.eq(now.dst + MAX_FLITS * FLIT_BYTES)]
+                        with m.If(final):
+                            m.d.sync += left.eq(0)
                         m.next = "DATA"
-                        with m.If(left == 0):
+                        with m.If(empty):
                             m.d.comb += self.done.eq(1)
                             m.next = "IDLE"
             with m.State("DATA"):
-                m.d.comb += [output.i.valid.eq(fifo.o.valid), fifo.o.ready.eq(output.i.ready),
+                m.d.comb += [send.eq(fifo.o.valid), fifo.o.ready.eq(space),
                              flit.data.eq(fifo.o.payload),
                              flit.last.eq(in_packet == 1)]
                 with m.If(pop):
                     m.d.sync += in_packet.eq(in_packet - 1)
                     with m.If(in_packet == 1):
                         m.next = "HEAD"
-                        with m.If(left == 0):
+                        with m.If(ends):
                             m.d.comb += self.done.eq(1)
                             m.next = "IDLE"
             with m.State("FLUSH"):
@@ -279,13 +303,15 @@ class NocPort(wiring.Component):
         config = self.config
         m.submodules.receiver = receiver = Receiver(config)
         m.submodules.sender = sender = Sender(config)
-        m.submodules.reads = reads = Fifo(request_layout, READ_QUEUE)
+        m.submodules.reads_in, m.submodules.reads = reads_in, reads = (
+            RegisterQueue(request_layout(config)), RegisterQueue(request_layout(config)))  # 4 requests
+        wiring.connect(m, reads_in.o, reads.i)
         wiring.connect(m, wiring.flipped(self.noc_in), receiver.i)
         wiring.connect(m, wiring.flipped(self.noc_out), sender.o)
         wiring.connect(m, wiring.flipped(self.read), sender.read)
         wiring.connect(m, wiring.flipped(self.write), receiver.write)
         wiring.connect(m, wiring.flipped(self.add), receiver.add)
-        wiring.connect(m, receiver.read, reads.i)
+        wiring.connect(m, receiver.read, reads_in.i)
         m.d.comb += [
             receiver.tile_id.eq(self.tile_id), sender.tile_id.eq(self.tile_id),
             self.count_in.eq(self.noc_in.valid & self.noc_in.ready),
@@ -295,26 +321,28 @@ class NocPort(wiring.Component):
         # SEND: check, hand to the sender (between the requests of others), signal.
         command = self.command.payload
         held = Signal.like(command)
-        end, code, value = Signal(33), Signal(4), Signal(32)
+        code, value = Signal(4), Signal(32)
         asking, sending = Signal(), Signal()
         signals = [held.sig_a, held.sig_b, held.sig_c]
         step = Signal(range(3))
         number = Signal(SEM_BITS)
-        m.d.comb += [end.eq(held.src + held.len), code.eq(Error.NONE), value.eq(held.src)]
-        with m.If(end > config.sram_bytes):  # later assignments go first
+        m.d.comb += [code.eq(Error.NONE), value.eq(held.src)]
+        with m.If(_beyond(config, held.src, held.len)):  # later assignments go first
             m.d.comb += code.eq(Error.SRAM_RANGE)
         with m.If(held.tile[16:].any()):
             m.d.comb += [code.eq(Error.ILLEGAL_OPERAND), value.eq(held.tile)]
-        with m.If(held.sem >= config.semaphores):
+        with m.If(held.sem[exact_log2(config.semaphores):].any()):
             m.d.comb += [code.eq(Error.ILLEGAL_OPERAND), value.eq(held.sem)]
         for name in ("len", "dst", "src"):
             with m.If(held[name][:exact_log2(FLIT_BYTES)].any()):
                 m.d.comb += [code.eq(Error.ALIGNMENT), value.eq(held[name])]
 
-        own = Cat(held.tile[:16], held.src, held.dst, held.len, held.sem[:8])
+        own, flit_size = Signal(request_layout(config)), exact_log2(FLIT_BYTES)
+        m.d.comb += [own.tile.eq(held.tile), own.src.eq(held.src[flit_size:]), own.dst.eq(held.dst),
+                     own.len.eq(held.len[flit_size:]), own.sem.eq(held.sem)]
         m.d.comb += [
             sender.i.valid.eq(asking | reads.o.valid),
-            sender.i.payload.eq(Mux(asking, own, reads.o.payload.as_value())),
+            sender.i.payload.eq(Mux(asking, own.as_value(), reads.o.payload.as_value())),
             reads.o.ready.eq(sender.i.ready & ~asking),
             sender.cut.eq(self.stop & sending),
         ]
@@ -326,13 +354,12 @@ class NocPort(wiring.Component):
                     m.d.sync += held.eq(command)
                     m.next = "CHECK"
             with m.State("CHECK"):
+                with m.If(~self.error.valid):
+                    m.d.sync += [self.error.valid.eq(code != Error.NONE), self.error.code.eq(code),
+                                 self.error.pc.eq(held.pc), self.error.value.eq(value)]
                 with m.If(code == Error.NONE):
                     m.next = "ASK"
                 with m.Else():
-                    with m.If(~self.error.valid):
-                        m.d.sync += [self.error.valid.eq(1), self.error.code.eq(code),
-                                     self.error.pc.eq(held.pc),
-                                     self.error.value.eq(value)]
                     m.next = "IDLE"
             with m.State("ASK"):
                 m.d.comb += asking.eq(~self.stop)

@@ -1,12 +1,15 @@
 """MXINT8 quantiser: lanes of float32 elements in, blocks of 8 to 32 bytes per lane and their scale bytes
 out."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth import Cat, Const, Module, Signal, Value, Mux
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .fp import Cuts
-from .glue import Fifo, onehot_mux
+from .glue import Fifo
 
 __all__ = ["BlockMaximum", "Quantiser", "block_layout", "element_layout"]
 
@@ -132,7 +135,8 @@ class Quantiser(wiring.Component):
             m.d.sync += held.eq(block)
             m.d.sync += scale_held.eq(self.scales.payload)
         m.submodules.leaving = leaving = Fifo(8 * columns, 4)
-        m.d.comb += [leaving.i.payload.eq(self.scales.payload), leaving.i.valid.eq(self.scales.ready)]
+        m.d.sync += leaving.i.valid.eq(self.scales.ready)
+        m.d.comb += leaving.i.payload.eq(scale_held)
 
         # Everything below moves with `enable`. Stage 0: element register.
         x, scale = Signal(32 * columns, reset_less=True), Signal(8 * columns, reset_less=True)
@@ -144,7 +148,9 @@ class Quantiser(wiring.Component):
                 last.eq(Cat(take & ends & (padding | self.i.payload.last), last)),
             ]
         with m.If(enable & take):
-            m.d.sync += [x.eq(self.i.payload.x & ~padding.replicate(32 * columns)), scale.eq(scale_now)]
+            m.d.sync += [x.eq(self.i.payload.x), scale.eq(scale_now)]
+        with m.If(enable & padding):
+            m.d.sync += x.eq(0)
 
         # Lanes: three stages of arithmetic, r cycles of skew, the shift register. `end` walks along and lets
         # them leave.
@@ -166,14 +172,21 @@ class Quantiser(wiring.Component):
                 with m.If(enable):
                     m.d.sync += late.eq(byte)
                 byte = late
-            row = Signal(256, name=f"row_{r}", reset_less=True)
+            row, done = Signal(256, name=f"row_{r}", reset_less=True), Signal(256, name=f"done_{r}")
+            shifted = Cat(row[8:], byte)
             with m.If(enable & (shifting[r - 1] if r else valid[3])):
-                m.d.sync += row.eq(Cat(row[8:], byte))
-            rows.append(row)
+                m.d.sync += row.eq(shifted)
+            # A block that is complete, else 0: multiplexing the lanes is an OR.
+            ends_now = leaves[r - 1] if r else end[3]
+            with m.If(enable & ~ends_now):
+                m.d.sync += done.eq(0)
+            with m.Elif(enable):
+                m.d.sync += done.eq(shifted)
+            rows.append(done)
 
         m.d.comb += [
             self.o.valid.eq(leaves.any()),
-            self.o.payload.data.eq(onehot_mux(leaves, rows)),
+            self.o.payload.data.eq(reduce(or_, rows)),
             self.o.payload.scales.eq(leaving.o.payload),
             self.o.payload.is_scales.eq(leaves[columns]),
             self.o.payload.last.eq(last_leaves[columns]),

@@ -6,6 +6,7 @@ what an expression carries into a unit (``\\port$7252$0``). `readable` renames i
 * a net connected to a port of a unit: ``<unit>__<port>``;
 * a port that an expression drives: the name that the expression has in the enclosing module;
 * a field of a structure: ``<signal>__<field>``;
+* what a register takes at the next edge: ``<register>__next``;
 * what is left: ``_n12`` (a subexpression), ``_signal_3`` (no name in the source);
 * a module: the path of the unit, ``serrano_tile_matmul_array``; an instance whose name is taken: ``u_...``.
 
@@ -28,6 +29,7 @@ _INSTANCE = re.compile(rf"^  ({_NAME}) ({_NAME}) \(\n((?:    \.[^\n]*\n)+)  \);\
 _CONNECTION = re.compile(rf"^    \.({_NAME})\((.*)\)(,?)$", re.M)
 _DECLARED = re.compile(rf"^  (input|output|wire|reg|integer) (?:signed )?(?:\[\d+:\d+\] )?({_NAME})", re.M)
 _SINGLE = re.compile(rf"({_NAME})(?: ?\[[\d:]+\])?")
+_NEXT = re.compile(rf"^ +({_NAME}) *<= (\\\$\d+) ;", re.M)
 _INITIAL = re.compile(r"^  reg ((?:\[\d+:\d+\] )?)(\w+) *= ([^;]+);$", re.M)
 _CASE = re.compile(r"^ *(casez \(|default:|/\*[^\n]*\*/ default:|endcase\b)", re.M)
 
@@ -116,7 +118,9 @@ def _names(module: Module, from_outside: dict[str, str]) -> dict[str, str]:
                 if net.startswith("$") or re.sub(r"\$\d+$", "", net) == stem:
                     connected.setdefault(net, f"{instances[name]}__{_clean(stem)}")
     ports = 0
-    for net in sorted(module.nets, key=lambda n: "." in n):  # fields after what they are fields of
+    takes = {_plain(m[2] + " "): _plain(m[1]) for m in _NEXT.finditer(module.text)}
+    # Fields after what they are fields of, next values after their registers.
+    for net in sorted(module.nets, key=lambda n: ("." in n) + 2 * (n in takes)):
         if net in scope.new:
             continue
         base, dot, path = net.partition(".")
@@ -129,6 +133,8 @@ def _names(module: Module, from_outside: dict[str, str]) -> dict[str, str]:
             scope.add(net, f"{scope.new[base]}__{_clean(path)}")
         elif net in connected:
             scope.add(net, connected[net])
+        elif takes.get(net) in scope.new:
+            scope.add(net, scope.new[takes[net]] + "__next")
         elif re.fullmatch(r"\$\d+", net):
             scope.add(net, "_n" + net[1:])
         else:

@@ -1,11 +1,12 @@
 """Semaphore file: 16-bit counters between the hardware threads, the units and other tiles."""
-from amaranth import Array, Cat, Const, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import TileConfig
 from .glue import RoundRobin, onehot_mux
 from .isa import THREADS
+from .memory import DualPortRam
 from .ports import SEM_BITS
 
 __all__ = ["COUNT_BITS", "Semaphores", "add_layout"]
@@ -27,9 +28,8 @@ class Semaphores(wiring.Component):
         idle: nothing offered and nothing in flight, except waits that cannot be satisfied.
 
     One operation every two cycles: read, then add or compare and write. Waits go first (each is tried only
-    when new and after
-    an addition to its counter), additions are served round robin. From a lone signal to the wait it
-    satisfies: 5 cycles.
+    when new and after an addition to its counter), additions are served round robin. From a lone signal to
+    the wait it satisfies: 5 cycles.
     Numbers must be below `config.semaphores`: the issuers check.
     """
 
@@ -50,14 +50,16 @@ class Semaphores(wiring.Component):
         sources = [*((s, s.payload, Const(1, COUNT_BITS)) for s in self.signal),
                    *((s, s.payload.sem, s.payload.count) for s in self.add)]
         m.submodules.turns = turns = RoundRobin(len(sources))
-        counters = Array(Signal(COUNT_BITS, name=f"counter_{k}") for k in range(self.config.semaphores))
+        # The counters are a memory; one that was not written since `clear` is 0.
+        m.submodules.counters = counters = DualPortRam(width=COUNT_BITS, depth=self.config.semaphores)
+        written = Signal(self.config.semaphores)
 
         # The operation: accepted when `busy` is low, its counter read in the next cycle, written in the one
         # after.
         op = Signal(add_layout)
-        waiter = Signal(len(THREADS))  # one-hot; 0: an addition
+        waiter, minus = Signal(len(THREADS)), Signal()  # one-hot, and whether any; 0: an addition
         busy, write = Signal(), Signal()
-        value = Signal(COUNT_BITS)
+        known = Signal()
         tried = Signal(len(THREADS))
         first = Signal(len(THREADS))
         # never twice in a row: its result is not out yet
@@ -72,31 +74,33 @@ class Semaphores(wiring.Component):
             m.d.comb += source.ready.eq(turns.grant[k] & free & ~first.any())
         with m.If(free):
             m.d.sync += [
-                waiter.eq(first), busy.eq(first.any() | turns.requests.any()),
+                waiter.eq(first), minus.eq(first.any()), busy.eq(first.any() | turns.requests.any()),
                 op.eq(Mux(first.any(), onehot_mux(first, [w.payload for w in self.wait]),
                           onehot_mux(turns.grant, [Cat(sem, count) for _, sem, count in sources]))),
             ]
-        m.d.sync += [write.eq(busy & ~write), value.eq(counters[op.sem])]
+        m.d.comb += [counters.raddr.eq(op.sem), counters.ren.eq(~write)]
+        m.d.sync += [write.eq(busy & ~write), known.eq(written.bit_select(op.sem[:len(counters.raddr)], 1))]
 
-        total, rest = Signal(COUNT_BITS + 1), Signal(COUNT_BITS + 1)
-        done, wrong = Signal(), Signal()
+        # One adder; what goes over 65535 or below 0 has the carry or lacks it.
+        value, total = Signal(COUNT_BITS), Signal(COUNT_BITS + 1)
+        done, over = Signal(), Signal()
         m.d.comb += [
-            total.eq(value + op.count), rest.eq(value - op.count),
-            done.eq(write & Mux(waiter.any(), ~rest[-1], ~total[-1])),
-            wrong.eq(write & ~waiter.any() & total[-1]),
+            value.eq(counters.rdata & known.replicate(COUNT_BITS)),
+            total.eq(value + (op.count ^ minus.replicate(COUNT_BITS)) + minus),
+            over.eq(total[-1] ^ minus), done.eq(write & ~over),
+            counters.wstrb.eq(done), counters.waddr.eq(op.sem), counters.wdata.eq(total),
         ]
-        result = Signal(COUNT_BITS)
-        m.d.comb += result.eq(Mux(waiter.any(), rest, total) & ~self.clear.replicate(COUNT_BITS))
-        for k, counter in enumerate(counters):  # one data bus for all, cleared through it as well
-            with m.If(self.clear | (done & (op.sem == k))):
-                m.d.sync += counter.eq(result)
-        with m.If(wrong & ~self.error):
+        with m.If(self.clear):
+            m.d.sync += written.eq(0)
+        with m.Elif(done):
+            m.d.sync += written.bit_select(op.sem[:len(counters.raddr)], 1).eq(1)
+        with m.If(write & ~minus & over & ~self.error):
             m.d.sync += [self.error.eq(1), self.error_sem.eq(op.sem)]
         for t, wait in enumerate(self.wait):
             m.d.comb += wait.ready.eq(done & waiter[t])
             with m.If(write & waiter[t]):
-                m.d.sync += tried[t].eq(rest[-1])
-            with m.Elif(write & ~waiter.any() & (wait.payload.sem == op.sem)):
+                m.d.sync += tried[t].eq(over)
+            with m.Elif(write & ~minus & (wait.payload.sem == op.sem)):
                 m.d.sync += tried[t].eq(0)
         m.d.comb += self.idle.eq(~busy & ~turns.requests.any() & ~todo.any())
         with m.If(self.clear):

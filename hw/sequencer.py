@@ -1,29 +1,28 @@
 """Program memory and sequencer: five hardware threads share one instruction memory and one free-running
 pipeline.
 
-    fetch | memory | decode | registers | add | execute, write
+    fetch | memory | decode | registers | add | execute | complete, write
       ^ one word per cycle, first and second word of an instruction in consecutive cycles
 
-A thread has one instruction in flight. A sequencer instruction takes eight cycles (late ones: hw/alu.py), so
-several threads
-fill the pipeline. A unit instruction starts a *burst*: its operand words are fetched in consecutive cycles,
-and stream through the
-same adder into the unit's command port. The pipeline never stalls: an instruction that cannot go on when it
-is decoded
-(resource taken, wait pending, words not loaded yet) has no effect and is fetched again later.
+A thread has one instruction in flight, and is fetched again while the last one completes. A sequencer
+instruction takes eight cycles (late ones: hw/alu.py), so several threads fill the pipeline. A unit
+instruction starts a *burst*: its operand words are fetched in consecutive cycles, and stream through the same
+adder into the unit's command port. The pipeline never stalls: an instruction that cannot go on when it is
+decoded (resource taken, wait pending, words not loaded yet) has no effect and is fetched again later.
 """
 from functools import reduce
 from operator import or_
 from types import SimpleNamespace
 
-from amaranth import Array, Cat, Const, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from .alu import LATE, LateUnit, fast_alu
 from .command import FIFO_DEPTH, beat_layout
 from .config import TileConfig
-from .glue import RoundRobin, onehot_mux, raw
+from .glue import RoundRobin, mux, onehot_mux, raw
 from .isa import ARGS, BY_OP, ENTRY_WORDS, LOOP_DEPTH, REGISTERS, TABLE, THREADS, UNIT_OPS, Alu, Error, Op
 from .memory import DualPortRam
 from .ports import PC_BITS, SramRead, error_layout
@@ -139,17 +138,19 @@ class Sequencer(wiring.Component):
         # register file, one copy per read port
         m.submodules.minuends = s.minuends = DualPortRam(width=32, depth=REGISTER_ROWS)
         m.submodules.addends = s.addends = DualPortRam(width=32, depth=REGISTER_ROWS)
-        m.submodules.loops = s.loops = DualPortRam(width=ADDR_BITS + 32, depth=32)
+        m.submodules.loops = s.loops = DualPortRam(width=ADDR_BITS + 32, depth=32, block=True)
         self._control(m, s)
         self._fetch(m, s)
         self._decode(m, s)
         self._burst(m, s)
         self._read(m, s)
         self._execute(m, s)
+        self._complete(m, s)
         return m
 
     def _state(self) -> SimpleNamespace:
-        """Signals shared by the stages; `d_`, `r_`, `e_`, `x_` belong to decode, registers, add, execute."""
+        """Signals shared by the stages; `d_`, `r_`, `e_`, `x_`, `z_` belong to decode, registers, add,
+        execute, complete."""
         s = SimpleNamespace()
         s.pc = [Signal(ADDR_BITS, name=f"pc_{t}") for t in range(N)]
         s.depth = [Signal(range(LOOP_DEPTH + 1), name=f"depth_{t}") for t in range(N)]
@@ -186,6 +187,12 @@ class Sequencer(wiring.Component):
         s.x_a, s.x_y, s.x_code, s.x_value = Signal(32), Signal(32), Signal(4), Signal(32)
         s.x_next, s.x_skip, s.x_start = Signal(ADDR_BITS), Signal(ADDR_BITS), Signal(ADDR_BITS)
         s.x_count, s.x_more = Signal(32), Signal()
+        for name in ("instr", "burst", "finish", "failed", "sem", "bad_amount", "odd", "beyond",
+                     "loops", "none", "full", "empty", "again", "pop"):
+            setattr(s, f"z_{name}", Signal(name=f"z_{name}"))
+        for name in ("thread", "op", "pc", "code", "next", "skip", "start", "value"):
+            setattr(s, f"z_{name}", Signal.like(getattr(s, f"x_{name}"), name=f"z_{name}"))
+        s.z_loop, s.z_row = Signal(ADDR_BITS + 32), Signal(5)
         return s
 
     def _control(self, m: Module, s: SimpleNamespace) -> None:
@@ -254,18 +261,20 @@ class Sequencer(wiring.Component):
         # that.
         groups = [Signal(4, name=f"group_{k}") for k in range(4)]
         for k, group in enumerate(groups):
-            with m.If(s.b_start):
+            with m.If(s.d_second):
                 m.d.sync += group.eq(sum(s.d_word[8 * k + b] for b in range(8)))
         m.d.sync += counting.eq(s.b_start)
         with m.If(counting):
             m.d.sync += [left.eq(sum(groups)), counted.eq(1)]
+        # That an instruction goes on is known late: what matters only then is set up in any case.
         with m.If(s.b_start):
-            m.d.sync += [s.b_fetch.eq(1), s.b_pc.eq(s.d_pc + 1), fetched.eq(0), counted.eq(0),
-                         b_thread.eq(s.d_thread)]
+            m.d.sync += s.b_fetch.eq(1)
+        with m.Elif(~burst & counted & (fetched == left)):
+            m.d.sync += s.b_fetch.eq(0)
+        with m.If(s.d_second & ~s.b_fetch):
+            m.d.sync += [s.b_pc.eq(s.d_pc + 1), fetched.eq(0), counted.eq(0), b_thread.eq(s.d_thread)]
         with m.Elif(burst):
             m.d.sync += [s.b_pc.eq(s.b_pc + 1), fetched.eq(fetched + 1)]
-        with m.Elif(counted & (fetched == left)):
-            m.d.sync += s.b_fetch.eq(0)
         with m.If(s.frozen):
             m.d.sync += s.b_fetch.eq(0)
 
@@ -288,58 +297,40 @@ class Sequencer(wiring.Component):
     def _decode(self, m: Module, s: SimpleNamespace) -> None:
         """First word in `w_word`, second in `d_word`: what is it, is it legal, may it go on now?"""
         word, op = s.w_word, Signal(6)
-        undefined, no_operand, illegal = Signal(32), Signal(32), Signal()
-        unit, late, reg, two = Signal(), Signal(), Signal(4), Signal()
+        no_operand, raw, number, imm = Signal(32), Signal(), Signal(3), Signal(32)
         imm28 = Cat(s.d_word[:28], s.d_word[27].replicate(4))
-        raw = Signal()
-        number = Signal(3)
+        early = self._first_word(m, s)
+        unit, late, two = early.unit, early.late, early.two
+        reg = Mux(s.d_burst | early.lds, s.d_word[28:], early.reg)
         m.d.comb += [
             op.eq(word), number.eq(_encode(s.d_thread)),
             raw.eq((s.b_low & s.b_raw).any()),
             s.loops.raddr.eq(Cat((onehot_mux(s.d_thread, s.depth) - 1)[:2], number)),
             s.minuends.raddr.eq(Cat(_field(word, Op.ALU, "rs"), number)),
             s.addends.raddr.eq(Cat(reg, number)),
+            imm.eq(s.d_word),
         ]
-        imm = Signal(32)
-        with m.Switch(op):
-            for ins in TABLE:
-                with m.Case(ins.op):
-                    allowed = 63 | sum((1 << f.width) - 1 << f.lo for f in ins.fields)
-                    m.d.comb += [undefined.eq(0xFFFFFFFF & ~allowed), two.eq(ins.words == 2),
-                                 unit.eq(ins.unit is not None),
-                                 no_operand.eq(0xFFFFFFFF & ~((1 << len(ins.operands)) - 1) if ins.operands
-                                               else 0),
-                                 imm.eq(s.d_word)]
-                    if ins.op in (Op.WAIT, Op.SIGNAL):
-                        m.d.comb += [reg.eq(_field(word, ins.op, "reg")),
-                                     imm.eq(_field(word, ins.op, "count"))]
-                    elif ins.op == Op.LOOP:
-                        m.d.comb += reg.eq(_field(word, ins.op, "reg"))
-                    elif ins.op == Op.ALU:
-                        func = _field(word, ins.op, "func")
-                        m.d.comb += [reg.eq(_field(word, ins.op, "rt")), illegal.eq(func > max(Alu)),
-                                     late.eq(reduce(or_, (func == f for f in LATE)))]
-                    elif ins.op == Op.LDS:
-                        m.d.comb += [reg.eq(s.d_word[28:]), imm.eq(imm28), late.eq(1)]
-                    elif ins.op == Op.ARG:
-                        index = _field(word, ins.op, "index")
-                        m.d.comb += [imm.eq(Array(self.args)[index[:3]]), illegal.eq(index >= ARGS)]
-            with m.Default():
-                m.d.comb += illegal.eq(1)
         with m.If(s.d_burst):
-            m.d.comb += [reg.eq(s.d_word[28:]),
-                         imm.eq(Cat(s.d_word[:28], Mux(raw, s.d_word[28:], imm28[28:])))]
-        known = reduce(or_, (op == ins.op for ins in TABLE))
+            m.d.comb += imm.eq(Cat(s.d_word[:28], Mux(raw, s.d_word[28:], imm28[28:])))
+        with m.Else():
+            with m.Switch(op):
+                for ins in UNIT_OPS:
+                    with m.Case(ins.op):
+                        m.d.comb += no_operand.eq(0xFFFFFFFF & ~((1 << len(ins.operands)) - 1))
+                with m.Case(Op.WAIT, Op.SIGNAL):
+                    m.d.comb += imm.eq(_field(word, Op.WAIT, "count"))
+                with m.Case(Op.LDS):
+                    m.d.comb += imm.eq(imm28)
+                with m.Case(Op.ARG):
+                    m.d.comb += imm.eq(mux(_field(word, Op.ARG, "index")[:exact_log2(ARGS)], self.args))
         sems = [_field(word, Op.LOAD, f) for f in ("sig_a", "sig_b", "sig_c")]
-        own = reduce(or_, (s.d_thread[t] & (op == UNIT[t].op) for t in range(N)))
 
         drop, waits, bursts, busy, accept = Signal(), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             drop.eq(~(s.w_ok | s.w_complete) | (~(s.d_ok | s.d_complete))),
-            waits.eq((s.d_thread & s.pending).any()
-                     & reduce(or_, (op == o for o in (Op.WAIT, Op.SIGNAL, Op.LDS, Op.HALT)))),
+            waits.eq((s.d_thread & s.pending).any() & early.waits),
             bursts.eq(unit & (s.b_busy | ~(s.d_thread & s.room).any())),
-            busy.eq((late & s.late_busy) | ((op == Op.SIGNAL) & s.add_busy)),
+            busy.eq((late & s.late_busy) | (early.signal & s.add_busy)),
             accept.eq(s.d_second & ~drop & ~waits & ~bursts & ~busy & ~s.frozen),
             s.wake[2].eq(s.d_thread & (s.d_second & ~accept & ~s.frozen).replicate(N)),
             s.b_start.eq(accept & unit & s.d_word.any()),
@@ -350,14 +341,14 @@ class Sequencer(wiring.Component):
         with m.If(accept & late):
             m.d.sync += [s.late_busy.eq(1), s.late_thread.eq(s.d_thread),
                          s.late_rd.eq(_field(word, Op.LDS, "rd"))]
-        with m.If(accept & (op == Op.SIGNAL)):
+        with m.If(accept & early.signal):
             m.d.sync += s.add_busy.eq(1)
         for t in range(N):
-            with m.If(accept & unit & s.d_thread[t]):
+            with m.If(s.d_second & s.d_thread[t]):  # of a unit instruction: as in the burst
                 m.d.sync += s.go_value[t].eq(Cat(*sems, s.w_pc[:PC_BITS]))
 
         m.d.sync += [s.r_instr.eq(accept), s.r_burst.eq(s.d_burst & ~s.frozen)]
-        with m.If(accept | s.d_burst):
+        with m.If(s.d_second | s.d_burst):
             m.d.sync += [
                 s.r_thread.eq(s.d_thread), s.r_op.eq(Mux(s.d_burst, 0, op)), s.r_word.eq(word),
                 s.r_imm.eq(imm), s.r_late.eq(late),
@@ -366,13 +357,51 @@ class Sequencer(wiring.Component):
                 # A unit instruction without operands is complete with its second word.
                 s.r_last.eq(Mux(s.d_burst, s.b_last, unit & ~s.d_word.any())),
                 s.r_index.eq(_encode(s.b_low)),
-                s.r_bad_pc.eq(~s.w_ok & ~s.d_burst), s.r_bad_opcode.eq(~known & ~s.d_burst),
-                s.r_bad_field.eq(((word & undefined).any() | illegal) & ~s.d_burst),
+                s.r_bad_pc.eq(~s.w_ok & ~s.d_burst), s.r_bad_opcode.eq(early.bad_opcode & ~s.d_burst),
+                s.r_bad_field.eq(early.bad_field & ~s.d_burst),
                 s.r_bad_end.eq(~s.d_ok & (two | s.d_burst)),
                 s.r_bad_mask.eq((s.d_word & no_operand).any() & ~s.d_burst),
-                s.r_bad_thread.eq(unit & ~own & ~s.d_burst),
+                s.r_bad_thread.eq(early.bad_thread & ~s.d_burst),
                 s.r_bad_sem.eq(unit & ~s.d_burst & self._beyond(*sems)),
             ]
+
+    def _first_word(self, m: Module, s: SimpleNamespace) -> SimpleNamespace:
+        """Registers beside `w_word` with what the first word alone tells."""
+        word, op = s.d_word, s.d_word[:6]
+        early = SimpleNamespace(reg=Signal(4))
+        for name in ("unit", "late", "lds", "two", "waits", "signal",
+                     "bad_opcode", "bad_field", "bad_thread"):
+            setattr(early, name, Signal(name=f"early_{name}"))
+        undefined, illegal, late, reg = Signal(32), Signal(), Signal(), Signal(4)
+        with m.Switch(op):
+            for ins in TABLE:
+                with m.Case(ins.op):
+                    m.d.comb += undefined.eq(0xFFFFFFFF & ~(63 | sum((1 << f.width) - 1 << f.lo
+                                                                     for f in ins.fields)))
+                    if ins.op in (Op.WAIT, Op.SIGNAL, Op.LOOP):
+                        m.d.comb += reg.eq(_field(word, ins.op, "reg"))
+                    elif ins.op == Op.ALU:
+                        func = _field(word, ins.op, "func")
+                        m.d.comb += [reg.eq(_field(word, ins.op, "rt")), illegal.eq(func > max(Alu)),
+                                     late.eq(reduce(or_, (func == f for f in LATE)))]
+                    elif ins.op == Op.ARG:
+                        m.d.comb += illegal.eq(_field(word, ins.op, "index") >= ARGS)
+
+        def one_of(instructions):
+            return reduce(or_, (op == ins for ins in instructions))
+        with m.If(s.d_first):
+            m.d.sync += [
+                early.reg.eq(reg), early.unit.eq(one_of(ins.op for ins in UNIT_OPS)),
+                early.late.eq(late | (op == Op.LDS)), early.lds.eq(op == Op.LDS),
+                early.two.eq(one_of(ins.op for ins in TABLE if ins.words == 2)),
+                early.waits.eq(one_of((Op.WAIT, Op.SIGNAL, Op.LDS, Op.HALT))),
+                early.signal.eq(op == Op.SIGNAL),
+                early.bad_opcode.eq(~one_of(ins.op for ins in TABLE)),
+                early.bad_field.eq((word & undefined).any() | illegal),
+                early.bad_thread.eq(reduce(or_, (~s.d_thread[ins.unit] & (op == ins.op)
+                                                 for ins in UNIT_OPS))),
+            ]
+        return early
 
     def _beyond(self, *sems):
         """Some semaphore number does not exist."""
@@ -382,14 +411,17 @@ class Sequencer(wiring.Component):
 
     def _burst(self, m: Module, s: SimpleNamespace) -> None:
         """Data side of the burst: which operand is the word at the decode stage?"""
-        rest = Signal(32)
-        m.d.comb += [s.b_low.eq(s.b_mask & (~s.b_mask + 1)), rest.eq(s.b_mask & ~s.b_low),
-                     s.b_last.eq(~rest.any())]
+        rest, after = Signal(32), Signal(32)
+        m.d.comb += [rest.eq(s.b_mask & ~s.b_low), s.b_last.eq(~rest.any()),
+                     after.eq(Mux(s.d_burst, rest, s.d_word))]
         with m.If(s.b_start):
-            m.d.sync += [s.b_busy.eq(1), s.b_mask.eq(s.d_word),
-                         s.b_raw.eq(onehot_mux(s.d_thread, [Const(UNIT[t].raw_mask, 32) for t in range(N)]))]
+            m.d.sync += s.b_busy.eq(1)
         with m.Elif(s.d_burst):
-            m.d.sync += [s.b_mask.eq(rest), s.b_busy.eq(~s.b_last)]
+            m.d.sync += s.b_busy.eq(~s.b_last)
+        with m.If(s.d_burst | (s.d_second & ~s.b_busy)):
+            m.d.sync += [s.b_mask.eq(after), s.b_low.eq(after & (~after + 1))]
+        with m.If(s.d_second & ~s.b_busy):
+            m.d.sync += [s.b_raw.eq(onehot_mux(s.d_thread, [Const(UNIT[t].raw_mask, 32) for t in range(N)]))]
 
     def _read(self, m: Module, s: SimpleNamespace) -> None:
         """Registers and loop counters are read: y = register + immediate, addresses of the next
@@ -430,112 +462,117 @@ class Sequencer(wiring.Component):
                 m.d.sync += s.x_code.eq(Error.ILLEGAL_OPERAND)
 
     def _execute(self, m: Module, s: SimpleNamespace) -> None:
-        """Every effect of an instruction."""
+        """Results and operands leave; what the sum decides is found, for the last stage."""
         y, word = s.x_y, s.x_word
-        good, active = Signal(), Signal()
-        fault = Signal(4)
-        write, result, rd = Signal(), Signal(32), Signal(4)
-        next_pc, finish, halt = Signal(ADDR_BITS), Signal(), Signal()
-        number, depth = Signal(3), Signal(range(LOOP_DEPTH + 1))
-        push, pop, again = Signal(), Signal(), Signal()
+        active, okay, burst, complete = Signal(), Signal(), Signal(), Signal()
+        write, result, finish = Signal(), Signal(32), Signal()
         sem = _field(word, Op.WAIT, "sem")
-        m.d.comb += [
-            active.eq(s.x_instr & ~s.frozen), good.eq(active & (s.x_code == 0) & (fault == 0)),
-            next_pc.eq(s.x_next), number.eq(_encode(s.x_thread)), depth.eq(onehot_mux(s.x_thread, s.depth)),
-            finish.eq(~s.x_late), rd.eq(_field(word, Op.LI, "rd")),
-            s.late.x.eq(s.x_a), s.late.y.eq(y), s.late.func.eq(_field(word, Op.ALU, "func")),
-            result.eq(y),
-        ]
         amount = Cat(sem, y[:COUNT_BITS])  # an add_layout
+        depth = onehot_mux(s.x_thread, s.depth)
+        m.d.comb += [
+            active.eq(s.x_instr & ~s.frozen), okay.eq(active & (s.x_code == 0)),
+            burst.eq(s.x_burst & ~s.frozen), result.eq(y),
+            s.late.take.eq(s.x_instr & s.x_late), s.late.x.eq(s.x_a), s.late.y.eq(y),
+            s.late.func.eq(_field(word, Op.ALU, "func")),
+        ]
         with m.Switch(s.x_op):
-            with m.Case(Op.HALT):
-                m.d.comb += [halt.eq(1), finish.eq(0)]
-            with m.Case(Op.WAIT, Op.SIGNAL):
-                with m.If(self._beyond(sem) | y[COUNT_BITS:].any() | ~y[:COUNT_BITS].any()):
-                    m.d.comb += fault.eq(Error.ILLEGAL_OPERAND)
             with m.Case(Op.LI, Op.ARG):
-                m.d.comb += write.eq(1)
+                m.d.comb += [write.eq(1), finish.eq(1)]
             with m.Case(Op.ALU):
-                m.d.comb += [write.eq(~s.x_late), s.late.start.eq(good & s.x_late),
+                m.d.comb += [write.eq(~s.x_late), finish.eq(~s.x_late), s.late.start.eq(okay & s.x_late),
                              result.eq(fast_alu(m, _field(word, Op.ALU, "func"), s.x_a, y))]
-            with m.Case(Op.LDS):
-                with m.If(y[:2].any()):
-                    m.d.comb += fault.eq(Error.ALIGNMENT)
-                with m.Elif(y >= self.config.sram_bytes):
-                    m.d.comb += fault.eq(Error.SRAM_RANGE)
-                m.d.comb += s.late.load.eq(good)
-            with m.Case(Op.LOOP):
-                with m.If(y[31] | ~y.any()):
-                    m.d.comb += next_pc.eq(s.x_skip)
-                with m.Elif(depth == LOOP_DEPTH):
-                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
-                with m.Else():
-                    m.d.comb += push.eq(good)
-            with m.Case(Op.END):
-                with m.If(depth == 0):
-                    m.d.comb += fault.eq(Error.LOOP_DEPTH)
-                with m.Elif(s.x_more):
-                    m.d.comb += [again.eq(good), next_pc.eq(s.x_start)]
-                with m.Else():
-                    m.d.comb += pop.eq(good)
-            with m.Default():  # unit instructions: finished by their go beat
-                m.d.comb += finish.eq(0)
+            with m.Case(Op.WAIT, Op.SIGNAL, Op.LOOP, Op.END):
+                m.d.comb += finish.eq(1)
+            # HALT ends; LDS is finished by its data, a unit instruction by its go beat.
 
-        # Threads.
-        burst = Signal()
-        m.d.comb += [burst.eq(s.x_burst & ~s.frozen), self.progress.eq(good | burst),
-                     s.wake[4].eq(s.x_thread & (good & finish).replicate(N))]
-        complete = good & s.x_last | (burst & s.x_last & (s.x_code == 0))
+        # The thread may go on, after a fault as well: nothing is fetched then.
+        m.d.comb += [s.wake[4].eq(s.x_thread & (active & finish).replicate(N)),
+                     complete.eq((okay | (burst & (s.x_code == 0))) & s.x_last)]
         for t in range(N):
-            with m.If(s.x_thread[t] & (good | complete)):
-                with m.If(finish | s.x_late | complete):
-                    m.d.sync += s.pc[t].eq(next_pc)
-            with m.If(s.x_thread[t] & good & halt):
-                m.d.sync += self.halted[t].eq(1)
             with m.If(s.x_thread[t] & complete):
                 m.d.sync += s.go[t].eq(1)
-            with m.If(s.x_thread[t]):
-                m.d.sync += s.depth[t].eq(s.depth[t] + push - pop)
-            with m.If(s.x_thread[t] & good & (s.x_op == Op.WAIT) & (sem != 0)):
-                m.d.sync += [self.wait[t].valid.eq(1), raw(self.wait[t].payload).eq(amount),
-                             s.wait_pc[t].eq(s.x_pc)]
+            with m.If(s.x_thread[t] & s.x_instr & (s.x_op == Op.WAIT)):  # none is pending then
+                m.d.sync += [raw(self.wait[t].payload).eq(amount), s.wait_pc[t].eq(s.x_pc)]
             beat, going = self.beats[t], s.wake[1][t]
             m.d.comb += [
                 beat.valid.eq(going | (burst & s.x_thread[t] & (s.x_code == 0))),
                 beat.payload.go.eq(going), beat.payload.index.eq(s.x_index),
                 beat.payload.value.eq(Mux(going, s.go_value[t], y)),
             ]
-        with m.If(good & (s.x_op == Op.SIGNAL)):
-            m.d.sync += [self.add.valid.eq(sem != 0), s.add_busy.eq(sem != 0),
-                         raw(self.add.payload).eq(amount)]
+        with m.If(s.x_instr & (s.x_op == Op.SIGNAL)):  # none is under way then
+            m.d.sync += raw(self.add.payload).eq(amount)
 
-        # Loop stack: {first word of the body, iterations left}.
-        m.d.comb += [
-            s.loops.wstrb.eq(push | again), s.loops.waddr.eq(Cat((depth - again)[:2], number)),
-            s.loops.wdata.eq(Mux(push, Cat(s.x_next, y), Cat(s.x_start, s.x_count))),
-        ]
-
-        # Register file: initialisation, else results at once, else late results.
-        late = Signal()
-        m.d.comb += [late.eq(s.late.o.valid & ~(good & write) & ~s.init), s.late.o.ready.eq(late),
+        # Register file, written a cycle later: initialisation, else results at once, else late results.
+        late, strobe = Signal(), Signal()
+        row, value = Signal.like(s.minuends.waddr), Signal(32)
+        m.d.comb += [late.eq(s.late.o.valid & ~(okay & write) & ~s.init), s.late.o.ready.eq(late),
                      s.wake[3].eq(s.late_thread & late.replicate(N))]
         with m.If(late):
             m.d.sync += s.late_busy.eq(0)
+        m.d.sync += [
+            strobe.eq((okay & write) | late | s.init),
+            row.eq(Mux(s.init, s.init_row,
+                       Mux(late, Cat(s.late_rd, _encode(s.late_thread)),
+                           Cat(_field(word, Op.LI, "rd"), _encode(s.x_thread))))),
+            value.eq(Mux(s.init, 0, Mux(late, s.late.o.payload, result))),
+        ]
         for ram in (s.minuends, s.addends):
-            m.d.comb += [
-                ram.wstrb.eq((good & write) | late | s.init),
-                ram.waddr.eq(Mux(s.init, s.init_row,
-                                 Mux(late, Cat(s.late_rd, _encode(s.late_thread)), Cat(rd, number)))),
-                ram.wdata.eq(Mux(s.init, 0, Mux(late, s.late.o.payload, result))),
-            ]
+            m.d.comb += [ram.wstrb.eq(strobe), ram.waddr.eq(row), ram.wdata.eq(value)]
         wiring.connect(m, s.late.read, wiring.flipped(self.lds))
 
+        m.d.sync += [
+            s.z_instr.eq(active), s.z_burst.eq(burst),
+            *(getattr(s, f"z_{n}").eq(getattr(s, f"x_{n}"))
+              for n in ("thread", "op", "pc", "code", "next", "skip", "start")),
+            s.z_sem.eq(sem != 0), s.z_value.eq(Mux((s.x_code == 0) & (s.x_op == Op.LDS), y, s.x_value)),
+            s.z_loop.eq(Mux(s.x_op == Op.LOOP, Cat(s.x_next, y), Cat(s.x_start, s.x_count))),
+            s.z_failed.eq(s.x_code != 0),
+            s.z_bad_amount.eq(((s.x_op == Op.WAIT) | (s.x_op == Op.SIGNAL))
+                              & (self._beyond(sem) | y[COUNT_BITS:].any() | ~y[:COUNT_BITS].any())),
+            s.z_odd.eq((s.x_op == Op.LDS) & y[:2].any()),
+            s.z_beyond.eq((s.x_op == Op.LDS) & (y >= self.config.sram_bytes)),
+            s.z_loops.eq(s.x_op == Op.LOOP), s.z_none.eq((s.x_op == Op.LOOP) & (y[31] | ~y.any())),
+            s.z_full.eq((s.x_op == Op.LOOP) & (depth == LOOP_DEPTH)),
+            s.z_empty.eq((s.x_op == Op.END) & (depth == 0)),
+            s.z_again.eq((s.x_op == Op.END) & s.x_more), s.z_pop.eq((s.x_op == Op.END) & ~s.x_more),
+            s.z_row.eq(Cat((depth - (s.x_op == Op.END))[:2], _encode(s.x_thread))),
+            s.z_finish.eq(complete | (s.x_instr & (finish | (s.x_op == Op.LDS) | (s.x_op == Op.ALU)))),
+        ]
+
+    def _complete(self, m: Module, s: SimpleNamespace) -> None:
+        """Every other effect of an instruction, and errors. The thread is fetched two cycles later at the
+        earliest."""
+        good, fault, push = Signal(), Signal(4), Signal()
+        m.d.comb += [
+            good.eq(s.z_instr & ~s.frozen & ~(s.z_failed | s.z_bad_amount | s.z_odd | s.z_beyond | s.z_empty
+                                              | (s.z_full & ~s.z_none))),
+            push.eq(s.z_loops & ~s.z_none), s.late.load.eq(good & (s.z_op == Op.LDS)),
+            fault.eq(Mux(s.z_failed, s.z_code, Mux(s.z_bad_amount, Error.ILLEGAL_OPERAND,
+                     Mux(s.z_odd, Error.ALIGNMENT, Mux(s.z_beyond, Error.SRAM_RANGE, Error.LOOP_DEPTH))))),
+        ]
+        m.d.comb += self.progress.eq(good | (s.z_burst & ~s.frozen))
+        for t in range(N):
+            mine = s.z_thread[t]
+            with m.If(mine & s.z_finish & (good | (s.z_burst & ~s.frozen))):
+                m.d.sync += s.pc[t].eq(Mux(s.z_none, s.z_skip, Mux(s.z_again, s.z_start, s.z_next)))
+            with m.If(mine & good & (s.z_op == Op.HALT)):
+                m.d.sync += self.halted[t].eq(1)
+            with m.If(mine & good):
+                m.d.sync += s.depth[t].eq(s.depth[t] + push - s.z_pop)
+            with m.If(mine & good & (s.z_op == Op.WAIT) & s.z_sem):
+                m.d.sync += self.wait[t].valid.eq(1)
+        with m.If(good & (s.z_op == Op.SIGNAL)):
+            m.d.sync += [self.add.valid.eq(s.z_sem), s.add_busy.eq(s.z_sem)]
+
+        # Loop stack: {first word of the body, iterations left}.
+        m.d.comb += [s.loops.wstrb.eq(good & (push | s.z_again)), s.loops.waddr.eq(s.z_row),
+                     s.loops.wdata.eq(s.z_loop)]
+
         # The first error stays.
-        code = Signal(4)
-        m.d.comb += code.eq(Mux(s.x_code != 0, s.x_code, Mux(s.x_instr, fault, 0)))
-        with m.If((active | burst) & (code != 0)):
+        with m.If(~s.frozen & ((s.z_instr & ~good) | (s.z_burst & s.z_failed))):
+            m.d.sync += self.error.valid.eq(1)
+        with m.If((s.z_instr | s.z_burst) & ~self.error.valid):
             m.d.sync += [
-                self.error.valid.eq(1), self.error.code.eq(code),
-                self.error.pc.eq(Mux(s.x_burst, onehot_mux(s.x_thread, s.pc), s.x_pc)),
-                self.error.value.eq(Mux((s.x_code == 0) & (s.x_op == Op.LDS), y, s.x_value)),
+                self.error.code.eq(fault), self.error.value.eq(s.z_value),
+                self.error.pc.eq(Mux(s.z_burst, onehot_mux(s.z_thread, s.pc), s.z_pc)),
             ]

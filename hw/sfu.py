@@ -9,7 +9,7 @@ from amaranth import Cat, Const, Module, Mux, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from .fp import Cuts, _pack
+from .fp import Cuts, _pack, shift_right
 from .memory import rom
 
 __all__ = ["IDENTITY", "EXP2", "RECIP", "RSQRT", "Sfu", "chord_tables"]
@@ -51,6 +51,9 @@ def chord_tables() -> dict[int, list[tuple[int, int, int]]]:
     }
 
 
+ROW_BITS = 41
+
+
 def _rows() -> list[int]:
     """ROM contents: T0's 23 fraction bits, the slope's 17 bits below its leading one, and the exponent bit
     c."""
@@ -67,38 +70,61 @@ def _rows() -> list[int]:
 
 
 class Sfu(wiring.Component):
-    """o = a (canonical), 2^a, 1/a or 1/sqrt(a) for func = 0 .. 3. Equals `golden.arith.canon / exp2 / recip /
-    rsqrt` bit for bit.
+    """o = a (canonical), 2^a, 1/a or 1/sqrt(a) for func = 0 .. 3 on each of `columns` lanes, lane r in bits
+    [32r, 32r + 32). Equals `golden.arith.canon / exp2 / recip / rsqrt` bit for bit.
 
     Free-running, latency 12 for every function. The identity travels through the same datapath as T0 =
     1.fraction, slope 0. The chord is computed in fixed point with the two roundings of the float32
-    definition: the product to 24 significant bits, the sum to 24 significant bits.
+    definition: the product to 24 significant bits, the sum to 24 significant bits. Two lanes share a table.
     """
 
     LATENCY = 12
 
-    def __init__(self):
+    def __init__(self, columns: int = 1):
+        self.columns = columns
         self.latency = self.LATENCY
-        super().__init__({"a": In(32), "func": In(2), "o": Out(32)})
+        super().__init__({"a": In(32 * columns), "func": In(2), "o": Out(32 * columns)})
 
     def elaborate(self, platform):
         m = Module()
-        cut = Cuts(m, self.latency, self.latency)
-        m.submodules.table = table = rom(width=41, init=_rows())
+        rows = _rows()
+        for r in range(self.columns):
+            addr, row = Signal(12, name=f"addr_{r}"), Signal(ROW_BITS, name=f"row_{r}")
+            if r % 2 == 0:
+                # As wide as what a block RAM makes of 4096 rows: no multiplexer behind its late output.
+                tables = [
+                    rom(width=min(4, ROW_BITS - low), init=[w >> low & 15 for w in rows],
+                        ports=min(2, self.columns - r))
+                    for low in range(0, ROW_BITS, 4)
+                ]
+                for k, table in enumerate(tables):
+                    m.submodules[f"table_{r}_{k}"] = table
+            for table in tables:
+                m.d.comb += (table.addr2 if r % 2 else table.addr).eq(addr)
+            m.d.comb += row.eq(Cat(table.rdata2 if r % 2 else table.rdata for table in tables))
+            lane = slice(32 * r, 32 * r + 32)
+            cut = Cuts(m, self.latency, self.latency, prefix=f"lane{r}_")
+            m.d.comb += self.o[lane].eq(self._lane(m, cut, self.a[lane], addr, row))
+        return m
 
-        # 1: operand classes, exponent of the result when y = 1, and the shift of exp2's fixed point.
-        a, func = self.a, self.func
+    def _lane(self, m, cut, a, addr, row):
+        """The result; `row` is that of the `addr` of the cycle before."""
+        # 1: operand classes, exponent of the result for y = 1 (exp2) or 1/2 (those that fall from 1 to 1/2),
+        # and the shift of exp2's fixed point; for others the fraction stays where it is.
+        func = self.func
         exp_in, frac_in, neg = a[23:31], a[:23], a[31]
         is_exp2, is_recip, is_rsqrt = func == EXP2, func == RECIP, func == RSQRT
         tiny, huge, nan = exp_in == 0, exp_in == 255, (exp_in == 255) & frac_in.any()
         beyond = (exp_in > 133) | ((exp_in == 133) & neg & (frac_in > 0x7C0000))  # exp2: x >= 128 or x < -126
+        exp = Signal(signed(10))
+        m.d.comb += exp.eq(Mux(is_recip, 253 - exp_in, Mux(is_rsqrt, 190 - ((exp_in + 1) >> 1), exp_in)))
         s = cut(
             func=func,
-            neg=neg,
+            neg=neg & is_exp2,
             frac=frac_in,
-            shift=133 - exp_in,
+            shift=Mux(is_exp2, 133 - exp_in, 6),
             one=~tiny,
-            exp=Mux(is_recip, 254 - exp_in, Mux(is_rsqrt, 191 - ((exp_in + 1) >> 1), exp_in)).as_signed(),
+            exp=exp,
             odd=is_rsqrt & ~exp_in[0],
             sign=neg & ((func == IDENTITY) | is_recip),
             nan=nan | (is_rsqrt & neg & ~tiny),
@@ -106,32 +132,29 @@ class Sfu(wiring.Component):
             inf=Mux(is_exp2, beyond & ~neg, Mux(func == IDENTITY, huge, tiny)),
         )
 
-        # 2: |x| with 23 fraction bits; guard and sticky below. Shifts of 32 and more leave nothing.
-        keep = s.one & ~s.shift[5:].any()
-        fixed = Cat(Const(0, 7), s.frac, Const(1, 1)) & keep.replicate(31)
-        shifted = (fixed >> s.shift[:5])[:31]
-        lost = ~(Const(-1, signed(31)).as_unsigned() << s.shift[:5])[:31]
+        # 2: |x| with 23 fraction bits; guard and sticky below. Shifts of 32 and more leave nothing. -(mag +
+        # up) is ~mag + ~up.
+        none = ~s.one | s.shift[5:].any()
+        shifted, out = shift_right(Cat(Const(0, 7), s.frac, Const(1, 1)), s.shift[:5])
         s = cut(
             func=s.func,
-            neg=s.neg,
-            frac=s.frac,
             exp=s.exp,
             odd=s.odd,
             sign=s.sign,
             nan=s.nan,
             zero=s.zero,
             inf=s.inf,
-            mag=shifted[1:],
-            up=shifted[0] & (shifted[1] | (fixed & lost).any()),
+            neg=s.neg & ~none,
+            mag=Mux(none, 0, shifted[1:] ^ s.neg.replicate(30)),
+            up=Mux(none, 0, (shifted[0] & (shifted[1] | out)) ^ s.neg),
         )
 
-        # 3: round and negate: +-(mag + up) is (mag ^ neg) + (up ^ neg).
-        v = ((Cat(s.mag, Const(0, 1)) ^ s.neg.replicate(31)) + (s.up ^ s.neg))[:31].as_signed()
-        exp2 = s.func == EXP2
+        # 3: round, and bias the exponent.
+        v = (Cat(Const(1, 24), Const(127, 10)) + Cat(s.up, s.mag, s.neg.replicate(3)))[1:34]
         s = cut(
             func=s.func,
-            frac=Mux(exp2, v[:23], s.frac),
-            exp=Mux(exp2, (v >> 23) + 127, s.exp),
+            frac=v[:23],
+            exp=Mux(s.func == EXP2, v[23:], s.exp).as_signed(),
             odd=s.odd,
             sign=s.sign,
             nan=s.nan,
@@ -141,45 +164,41 @@ class Sfu(wiring.Component):
 
         # 4: table look-up (the table's own register); 5: its output is slow and gets a stage to itself.
         index = Mux(s.func == RSQRT, Cat(s.frac[14:], s.odd), s.frac[13:])
-        m.d.comb += table.addr.eq(Cat(index, s.func[1] & ~s.func[0], s.func[1] & s.func[0]))
+        m.d.comb += addr.eq(Cat(index, s.func[1] & ~s.func[0], s.func[1] & s.func[0]))
         s = cut(
             func=s.func,
             frac=s.frac,
             exp=s.exp,
-            whole=(s.func == EXP2) | ~index.any(),
+            first=~index.any(),
             sign=s.sign,
             nan=s.nan,
             zero=s.zero,
             inf=s.inf,
         )
+        # y is doubled where it falls, so that it is in [1, 2]; its T0 is 2 in the first row. lo is scaled
+        # such that the product's unit is 2^-43 for every table, but for `c`.
+        lo = Mux(s.func == RSQRT, Cat(Const(0, 1), s.frac[:14]), Cat(Const(0, 2), s.frac[:13]))
         s = cut(
-            func=s.func,
+            identity=s.func == IDENTITY,
+            fall=s.func[1],
             frac=s.frac,
+            lo=Mux(s.func == IDENTITY, 0, lo),
             exp=s.exp,
-            whole=s.whole,
+            two=s.first & s.func[1],
             sign=s.sign,
             nan=s.nan,
             zero=s.zero,
             inf=s.inf,
-            t0=table.rdata[:23],
-            slope=table.rdata[23:40],
-            c=table.rdata[40],
+            row=row,
         )
 
-        # 6: multiplier inputs; lo is scaled such that the product's unit is 2^-43 for every table. T0 has
-        # unit 2^-24.
-        identity = s.func == IDENTITY
-        lo = Mux(s.func == RSQRT, s.frac[:14], s.frac[:13]) & ~identity.replicate(14)
-        shift = Mux(
-            s.func == EXP2, SLOPE_SHIFT[EXP2] + s.c, Mux(s.func == RECIP, SLOPE_SHIFT[RECIP] + s.c, s.c)
-        )
-        ones = Cat(Const(0, 1), Mux(identity, s.frac, s.t0), Const(1, 1))
-        t0 = Mux(identity | s.whole, ones, ones >> 1)
+        # 6: multiplier inputs. T0 has unit 2^-23.
+        t0, slope, c = s.row[:23], s.row[23:40], s.row[40]
         s = cut(
-            lo=(lo << shift)[:16],
-            slope=Cat(s.slope, Const(1, 1)),
-            t0=t0,
-            fall=s.func[1],
+            lo=(s.lo << c)[:16],
+            slope=Cat(slope, Const(1, 1)),
+            t0=Cat(Mux(s.identity, s.frac, t0), ~s.two, s.two),
+            fall=s.fall,
             exp=s.exp,
             sign=s.sign,
             nan=s.nan,
@@ -193,6 +212,7 @@ class Sfu(wiring.Component):
         )
 
         # 8, 9: round it to 24 significant bits in place: bit k is dropped if the product reaches 2^(24 + k).
+        # Inverted where it is to be subtracted.
         drop = Cat(s.p[24 + k :].any() for k in range(10))
         lowest_kept = Cat(~drop, Const(1, 1)) & Cat(Const(0, 1), drop)  # none if nothing is dropped
         s = cut(
@@ -209,7 +229,7 @@ class Sfu(wiring.Component):
         )
         p = (Cat(Const(1, 1), s.p) + Cat(s.odd, s.drop[1:]))[1:]  # p + (half - 1) + odd, one carry chain
         s = cut(
-            p=p & Cat(~s.drop, Const(-1, 25)),
+            p=(p & Cat(~s.drop, Const(-1, 25))) ^ s.fall.replicate(35),
             t0=s.t0,
             fall=s.fall,
             exp=s.exp,
@@ -219,31 +239,19 @@ class Sfu(wiring.Component):
             inf=s.inf,
         )
 
-        # 10: y = T0 +- product, in [1/2, 2).
-        y = Cat(Const(1, 1), Const(0, 19), s.t0) + Cat(
-            s.fall, s.p ^ s.fall.replicate(35), s.fall.replicate(9)
-        )
-        s = cut(y=y[1:45], exp=s.exp, sign=s.sign, nan=s.nan, zero=s.zero, inf=s.inf)
+        # 10: y = T0 +- product.
+        y = Cat(Const(1, 1), Const(0, 20), s.t0) + Cat(s.fall, s.p, s.fall.replicate(10))
+        s = cut(y=y[1:46], exp=s.exp, sign=s.sign, nan=s.nan, zero=s.zero, inf=s.inf)
 
-        # 11: normalise and round to 24 bits; the carry may enter the exponent.
-        high = s.y[43]
-        frac, half = Mux(high, s.y[20:43], s.y[19:42]), Mux(high, s.y[19], s.y[18])
-        up = half & (frac[0] | s.y[:18].any() | (high & s.y[18]))
-        exp = Signal(signed(10))
-        m.d.comb += exp.eq(s.exp - ~high)
-        body = Cat(frac, exp) + up
-        s = cut(body=body[:33], sign=s.sign, nan=s.nan, zero=s.zero, inf=s.inf)
+        # 11: round to 24 bits; the carry may enter the exponent, and so does y = 2, whose fraction is 0.
+        frac, half, two = s.y[20:43], s.y[19], s.y[44]
+        up = half & (frac[0] | s.y[:19].any())
+        body = (Cat(Const(1, 1), frac, s.exp) + Cat(up, Const(0, 23), two))[1:34]
+        s = cut(body=body, sign=s.sign, nan=s.nan, zero=s.zero, inf=s.inf)
 
         # 12: flush, overflow, special values.
-        exp = s.body[23:33].as_signed()
+        exp = s.body[23:].as_signed()
         s = cut(
-            o=_pack(
-                s.sign,
-                s.body[:31],
-                zero=s.zero | (~s.inf & (exp <= 0)),
-                inf=(s.inf | (exp >= 255)) & ~s.zero,
-                nan=s.nan,
-            )
+            o=_pack(s.sign, s.body[:31], zero=s.zero | (exp <= 0), inf=s.inf | (exp >= 255), nan=s.nan)
         )
-        m.d.comb += self.o.eq(s.o)
-        return m
+        return s.o

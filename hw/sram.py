@@ -7,13 +7,13 @@ one word per cycle therefore lose start-up cycles only (sim/test_sram.py has the
 
 from collections.abc import Sequence
 
-from amaranth import Array, Cat, Module, Mux, Signal
-from amaranth.lib import wiring
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
+from amaranth.utils import ceil_log2, exact_log2
 
 from .config import TileConfig
-from .glue import RoundRobin, onehot_mux
+from .glue import RoundRobin, encode, mux, onehot_mux
 from .memory import SinglePortRam
 from .ports import SramRead, SramWrite
 
@@ -27,21 +27,53 @@ PATIENCE = 7
 """Grants in a row that the port named `first` may take from a bank while others wait for it."""
 
 
+class _Turns(wiring.Component):
+    """Merges the requests of readers that share a port: `tag` counts the readers.
+
+    A reader is served while it has the turn, which is a register: nothing late hangs on `ready`. The turn
+    stays where it is while nobody else asks, and moves on with every request taken while somebody does: one
+    request per cycle, round robin. `o.valid` may fall again without having been taken.
+    """
+
+    def __init__(self, config: TileConfig, count: int):
+        self.bits, self.count = config.sram_addr_bits, count
+        address = stream.Signature(self.bits)
+        super().__init__({"i": In(address).array(count),
+                          "o": Out(stream.Signature(self.bits + ceil_log2(count)))})
+
+    def elaborate(self, platform):
+        m = Module()
+        turn, number = Signal(self.count, init=1), Signal(ceil_log2(self.count))
+        asking = Cat(i.valid for i in self.i)
+        m.submodules.next = next_turn = RoundRobin(self.count)
+        move = self.o.ready | ~self.o.valid
+        m.d.comb += [
+            self.o.valid.eq((asking & turn).any()),
+            self.o.payload.eq(Cat(onehot_mux(turn, [i.payload for i in self.i]), number)),
+            *(i.ready.eq(turn[k] & self.o.ready) for k, i in enumerate(self.i)),
+            next_turn.requests.eq(asking & ~turn), next_turn.advance.eq(move),
+        ]
+        with m.If(move & next_turn.requests.any()):
+            m.d.sync += [turn.eq(next_turn.grant), number.eq(encode(next_turn.grant))]
+        return m
+
+
 class _Requests(wiring.Component):
     """Two-entry buffer of the requests of one port, made for a late `grant`.
 
-    Members: `i`, where requests arrive (`i.ready` is a register); `valid`, `addr` of the request in front,
-    and `bank`, its bank one-hot (0 without a request), all registers; `grant` takes it. Of a write port,
-    `store` is its data and strobes: the wide part stays where it arrived, so that `grant` moves an address
-    and a pointer only.
+    Members: `i`, where requests arrive (`i.ready` is a register); `valid`, `addr` of the request in front (of
+    a shared port, the reader's number above it), and `bank`, its bank one-hot (0 without a request), all
+    registers; `grant` takes it. Of a write port, `store` is its data and strobes: the wide part stays where
+    it arrived, so that `grant` moves an address and a pointer only.
     """
 
-    def __init__(self, config: TileConfig, port: SramRead | SramWrite):
-        self.config = config
-        self.wide = 9 * config.word_bytes if isinstance(port, SramWrite) else 0
+    def __init__(self, config: TileConfig, request: stream.Signature, wide: int = 0):
+        self.config, self.wide = config, wide
+        shape = request.members["payload"].shape
+        self.addr_bits = config.sram_addr_bits if wide else shape
         super().__init__({
-            "i": In(port.members["req"].signature), "grant": In(1), "valid": Out(1),
-            "addr": Out(config.sram_addr_bits), "bank": Out(config.sram_banks), "store": Out(self.wide),
+            "i": In(request), "grant": In(1), "valid": Out(1),
+            "addr": Out(self.addr_bits), "bank": Out(config.sram_banks), "store": Out(wide),
         })
 
     def elaborate(self, platform):
@@ -79,49 +111,68 @@ class Sram(wiring.Component):
     (directions seen from the SRAM); `count_wait`: bit p is high in each cycle in which a request of port p
     (reads first, then writes) waits for its bank.
 
+    * A tuple of names in `reads` is one port of the crossbar that these readers share: one word per cycle for
+      all of them, round robin. `ready` tells which of them has the turn (it is not a register, but next to
+      one); a reader that finds the turn elsewhere waits a cycle more.
     * `first` names a port that goes before all others in every bank (the array's stream, which needs a word
       in every cycle and can never catch up; everybody else has slack), for at most PATIENCE grants in a row
       while others wait.
     * Within a port, requests are served in order; across ports, in the order in which the banks grant them. A
-      requestor waits for at most ports - 1 grants of its bank.
+      port waits for at most ports - 1 grants of its bank.
     * A read returns every write that was no longer `busy` when the read was accepted, and every write granted
       before it.
-    * Requests are registered on arrival (`req.ready` is a register); `valid` and `data` are registers too.
-      Data keeps its value until the next response.
+    * Requests are registered on arrival (`req.ready` of a port that is not shared is a register); `valid` and
+      `data` are registers too. Data keeps its value until the next response of the port.
     * Pipeline: request register | grant | bank access | bank output register | port multiplexer and its
       register.
     * Reset drops requests and responses in flight; contents stay.
     """
 
-    def __init__(self, config: TileConfig, reads: Sequence[str], writes: Sequence[str],
+    def __init__(self, config: TileConfig, reads: Sequence[str | tuple[str, ...]], writes: Sequence[str],
                  first: str | None = None):
-        names = [*reads, *writes]
-        if first is not None and first not in names:
-            raise ValueError(f"first = {first!r}: allowed is one of {', '.join(names)}")
+        self.groups = tuple((names,) if isinstance(names, str) else tuple(names) for names in reads)
+        names = [name for group in self.groups for name in group] + list(writes)
+        alone = [group[0] for group in self.groups if len(group) == 1] + list(writes)
+        if first is not None and first not in alone:
+            raise ValueError(f"first = {first!r}: allowed is one of {', '.join(alone)}")
         self.config, self.first = config, first
-        self.reads, self.writes = tuple(reads), tuple(writes)
+        self.reads, self.writes = tuple(names[:len(names) - len(writes)]), tuple(writes)
         super().__init__({
             **{name: In(SramRead(config)) for name in self.reads},
             **{name: In(SramWrite(config)) for name in self.writes},
-            "count_wait": Out(len(self.reads) + len(self.writes)),
+            "count_wait": Out(len(self.groups) + len(self.writes)),
         })
 
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        bank_bits = exact_log2(config.sram_banks)
-        ports = [getattr(self, name) for name in self.reads + self.writes]
-        n_reads = len(self.reads)
+        bank_bits, addr_bits = exact_log2(config.sram_banks), config.sram_addr_bits
+        n_reads = len(self.groups)
+        ports = [*self.groups, *((name,) for name in self.writes)]
+        names = ["_".join(group) for group in ports]
 
         # Request registers.
         requests = []
-        for name, port in zip(self.reads + self.writes, ports):
-            kind = SramRead if name in self.reads else SramWrite
-            m.submodules[f"{name}_request"] = request = _Requests(config, kind(config))
-            wiring.connect(m, request.i, wiring.flipped(port.req))
+        for group, name in zip(self.groups, names):
+            inputs = [getattr(self, member).req for member in group]
+            if len(group) == 1:
+                source = wiring.flipped(inputs[0])
+            else:
+                m.submodules[f"{name}_turns"] = turns = _Turns(config, len(group))
+                for k, req in enumerate(inputs):
+                    wiring.connect(m, wiring.flipped(req), turns.i[k])
+                source = turns.o
+            m.submodules[f"{name}_request"] = request = _Requests(
+                config, stream.Signature(addr_bits + ceil_log2(len(group))))
+            wiring.connect(m, request.i, source)
             requests.append(request)
-        for port, request in zip(ports[n_reads:], requests[n_reads:]):
+        for name in self.writes:
+            port = getattr(self, name)
+            m.submodules[f"{name}_request"] = request = _Requests(
+                config, SramWrite(config).members["req"].signature, 9 * config.word_bytes)
+            wiring.connect(m, request.i, wiring.flipped(port.req))
             m.d.comb += port.busy.eq(request.valid)  # a granted write is ahead of every read granted later
+            requests.append(request)
 
         # Grants: one port per bank, one bank per port. This is the longest path of the crossbar, so what can
         # be known early is: requests are one-hot by bank, and the turns are taken as if nothing were urgent.
@@ -134,7 +185,7 @@ class Sram(wiring.Component):
                 m.d.comb += turns.requests.eq(asking)
                 grants.append(turns.grant)
                 continue
-            index = (*self.reads, *self.writes).index(self.first)
+            index = names.index(self.first)
             others = asking & ~(1 << index)
             passed_over = Signal(range(PATIENCE + 1), name=f"passed_over_{b}")
             urgent = Signal(name=f"urgent_{b}")
@@ -153,7 +204,7 @@ class Sram(wiring.Component):
         rows, stores = [], []
         for p, request in enumerate(requests):
             row = Signal(config.sram_addr_bits - bank_bits, name=f"row_{p}")
-            m.d.sync += row.eq(request.addr[bank_bits:])
+            m.d.sync += row.eq(request.addr[bank_bits:addr_bits])
             rows.append(row)
             if p >= n_reads:
                 store = Signal(len(request.store), name=f"store_{p}")
@@ -173,22 +224,30 @@ class Sram(wiring.Component):
                 bank.addr.eq(onehot_mux(select, rows)),
             ]
             if stores:
-                m.d.comb += Cat(bank.wdata, bank.wstrb).eq(onehot_mux(select[n_reads:], stores))
+                writer = Signal(ceil_log2(len(stores)), name=f"writer_{b}")
+                m.d.sync += writer.eq(encode(grants[b][n_reads:]))
+                m.d.comb += Cat(bank.wdata, bank.wstrb).eq(mux(writer, stores))
             word, fresh = Signal(8 * config.word_bytes, name=f"word_{b}"), Signal(name=f"fresh_{b}")
             m.d.sync += fresh.eq(select[:n_reads].any())
             with m.If(fresh):
                 m.d.sync += word.eq(bank.rdata)
             words.append(word)
 
-        # Responses: each port remembers which bank answers in which cycle.
-        for p, port in enumerate(ports[:n_reads]):
-            valid, source = granted[p], requests[p].addr[:bank_bits]
+        # Responses: each port remembers which bank answers in which cycle, and whom.
+        for p, group in enumerate(self.groups):
+            addr = requests[p].addr
+            valid, source = granted[p], Cat(addr[:bank_bits], addr[addr_bits:])
             for stage in range(READ_LATENCY - 2):
                 next_valid, next_source = (Signal(name=f"valid_{p}_{stage}"),
-                                           Signal(bank_bits, name=f"source_{p}_{stage}"))
+                                           Signal(len(source), name=f"source_{p}_{stage}"))
                 m.d.sync += [next_valid.eq(valid), next_source.eq(source)]
                 valid, source = next_valid, next_source
-            m.d.sync += port.valid.eq(valid)
+            word = Signal(8 * config.word_bytes, name=f"data_{p}")
             with m.If(valid):
-                m.d.sync += port.data.eq(Array(words)[source])
+                m.d.sync += word.eq(mux(source, words))
+            for k, name in enumerate(group):
+                port = getattr(self, name)
+                mine = source[bank_bits:] == k if len(group) > 1 else 1
+                m.d.sync += port.valid.eq(valid & mine)
+                m.d.comb += port.data.eq(word)
         return m

@@ -8,8 +8,9 @@ from amaranth.utils import ceil_log2
 from .accumulate import SCALE_SETS
 from .array import BLOCK_BITS
 from .config import TileConfig
-from .edge import FP4, INT8, PASS_BITS, decode_block, fp4_codes
+from .edge import FP4, FP6_BITS, INT8, PASS_BITS, decode_block, fp4_codes
 from .fetch import element_layout
+from .glue import onehot_mux
 
 __all__ = ["ONE_SCALE", "StationaryLoader", "loader_layout"]
 
@@ -50,7 +51,7 @@ class StationaryLoader(wiring.Component):
         m = Module()
         columns, element = self.config.columns, self.i.payload
         command, active, finish = Signal(loader_layout), Signal(), Signal()
-        passes, row, blocks = Signal(PASS_BITS), Signal(6), Signal()
+        which, row, blocks = Signal(PASS_BITS), Signal(6), Signal()  # number of the pass, from 1
         present = row < command.rows
         take, take_scale, take_block = Signal(), Signal(), Signal()
         last_row = Mux(blocks, row == columns - 1, row + 1 == command.rows)
@@ -59,7 +60,7 @@ class StationaryLoader(wiring.Component):
             take_block.eq(active & blocks & ~self.full & (self.i.valid | ~present)),
             take.eq(take_scale | take_block),
             self.i.ready.eq(active & present & (~blocks | ~self.full)),
-            finish.eq(take_block & last_row & (passes == 1)),
+            finish.eq(take_block & last_row & (which == command.k)),
             self.command.ready.eq(~active | finish),
         ]
         with m.If(take):
@@ -67,13 +68,13 @@ class StationaryLoader(wiring.Component):
             with m.If(last_row):
                 m.d.sync += blocks.eq(~blocks)
         with m.If(take_block & last_row):
-            m.d.sync += [self.full.eq(1), passes.eq(passes - 1)]
+            m.d.sync += [self.full.eq(1), which.eq(which + 1)]
         with m.If(self.swap):
             m.d.sync += self.full.eq(0)
         with m.If(self.command.ready):
             m.d.sync += active.eq(self.command.valid)
             with m.If(self.command.valid):
-                m.d.sync += [command.eq(self.command.payload), passes.eq(self.command.payload.k)]
+                m.d.sync += [command.eq(self.command.payload), which.eq(1)]
 
         # Scale bytes gather in `scales`; the set is stored when its first block arrives.
         scale = element.data.word_select(element.offset, 8)
@@ -87,18 +88,21 @@ class StationaryLoader(wiring.Component):
             with m.If(take_scale & (row == r)):
                 m.d.sync += self.scales[8 * r : 8 * r + 8].eq(scale)
 
-        # Blocks: one register, then the decoder.
+        # Blocks: one register, then the decoder, which does not look at the upper bits of FP codes.
         chunk = element.data.word_select(element.offset[5:], BLOCK_BITS)
         raw, fp = Signal(BLOCK_BITS, reset_less=True), Signal()
-        codes = Mux(
-            command.fmt == FP4, fp4_codes(Mux(element.offset[4], chunk[128:], chunk[:128])), chunk[:192]
+        is_fp4, upper = command.fmt == FP4, element.offset[4]
+        codes = onehot_mux(
+            Cat(~is_fp4, is_fp4 & ~upper, is_fp4 & upper),
+            (chunk[:FP6_BITS], fp4_codes(chunk[:128]), fp4_codes(chunk[128:])),
         )
-        is_fp = command.fmt != INT8
         m.d.sync += self.write.eq(Cat(take_block & (row == r) for r in range(columns)))
         with m.If(take_block):
             m.d.sync += [
-                fp.eq(is_fp),
-                raw.eq(Mux(is_fp, Cat(codes, chunk[192:]), chunk) & present.replicate(BLOCK_BITS)),
+                fp.eq(command.fmt != INT8),
+                raw.eq(Cat(codes, chunk[FP6_BITS:])),
             ]
+            with m.If(~present):
+                m.d.sync += raw.eq(0)
         m.d.comb += self.stationary.eq(decode_block(raw, fp))
         return m

@@ -4,7 +4,7 @@ from functools import reduce
 from operator import or_
 
 from amaranth import Cat, Module, Mux, ResetInserter, Signal
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .axi import AxiLite, AxiMaster, AxiRead, AxiWrite
@@ -14,20 +14,22 @@ from .csr import CsrFile
 from .csr_map import ADDR_BITS as CSR_BITS
 from .csr_map import COUNTERS, STATES
 from .dma import LoadEngine, StoreEngine
-from .glue import Fifo, StreamArbiter
 from .isa import ARGS, LOAD, MATMUL, SEND, STORE, THREADS, UNIT_OPS, VECTOR, Error
 from .matmul import Matmul
 from .noc import FLIT_BITS, NocPort
-from .ports import SramRead, error_layout
+from .ports import error_layout
 from .semaphores import Semaphores
 from .sequencer import ADDR_BITS, ProgramMemory, Sequencer
 from .sram import Sram
 from .vector import Vector
 
-__all__ = ["CLEAR_CYCLES", "RunControl", "SharedRead", "Tile", "Watchdog"]
+__all__ = ["CLEAR_CYCLES", "RunControl", "Tile", "Watchdog"]
 
 N = len(THREADS)
-READS = ("stream", "scale", "stat", "a", "b", "d", "store", "misc")
+READS = ("stream", "a", "b", "d", "send", ("scale", "stat", "store", "lds"))
+"""Read ports of the crossbar. Those that share one need little of it: a scale word lasts for 32 blocks, a
+group of stationary rows for a whole pass of the panel, the store engine takes an AXI beat per cycle, LDS is
+rare."""
 WRITES = ("drain", "vec", "load", "noc")
 CLEAR_CYCLES = 16
 """Length of the reset of the units after a run; reads in flight in the SRAM return in less."""
@@ -35,36 +37,6 @@ DRAIN_CYCLES = 1 << 16
 QUIET_CYCLES = 4
 """A run is complete when nothing was at work for so long: an item between two units shows in neither for a
 cycle."""
-
-
-class SharedRead(wiring.Component):
-    """One SRAM read port for several requestors, round robin. Adds a cycle to the latency. At most 32 reads
-    in flight."""
-
-    def __init__(self, config: TileConfig, count: int):
-        self.config = config
-        self.count = count
-        super().__init__({"i": In(SramRead(config)).array(count), "o": Out(SramRead(config))})
-
-    def elaborate(self, platform):
-        m = Module()
-        request = data.StructLayout({"addr": self.config.sram_addr_bits, "source": range(self.count)})
-        m.submodules.turns = turns = StreamArbiter(request, self.count)
-        m.submodules.sources = sources = Fifo(range(self.count), 32)
-        for k, port in enumerate(self.i):
-            m.d.comb += [
-                turns.i[k].valid.eq(port.req.valid), port.req.ready.eq(turns.i[k].ready),
-                turns.i[k].payload.addr.eq(port.req.payload), turns.i[k].payload.source.eq(k),
-                port.data.eq(self.o.data), port.valid.eq(self.o.valid & (sources.o.payload == k)),
-            ]
-        m.d.comb += [
-            self.o.req.valid.eq(turns.o.valid), self.o.req.payload.eq(turns.o.payload.addr),
-            turns.o.ready.eq(self.o.req.ready),
-            sources.i.valid.eq(turns.o.valid & self.o.req.ready),
-            sources.i.payload.eq(turns.o.payload.source),
-            sources.o.ready.eq(self.o.valid),
-        ]
-        return m
 
 
 class Watchdog(wiring.Component):
@@ -228,7 +200,6 @@ class Tile(wiring.Component):
         m.submodules.control = control = RunControl(config)
         m.submodules.watchdog = watchdog = Watchdog()
         m.submodules.sram = sram = Sram(config, READS, WRITES, first="stream")
-        m.submodules.misc = misc = SharedRead(config, 2)
         m.submodules.program = program = ProgramMemory(config)
         sequencer, semaphores = Sequencer(config), Semaphores(config)
         load, store, matmul, vector = LoadEngine(config), StoreEngine(config), Matmul(config), Vector(config)
@@ -246,9 +217,8 @@ class Tile(wiring.Component):
         for ports, unit, name in ((sram.stream, matmul, "stream"), (sram.scale, matmul, "scale"),
                                   (sram.stat, matmul, "stat"),
                                   (sram.a, vector, "a"), (sram.b, vector, "b"), (sram.d, vector, "d"),
-                                  (sram.store, store, "read"), (sram.misc, misc, "o"),
-                                  (misc.i[0], sequencer, "lds"),
-                                  (misc.i[1], noc, "read"), (sram.drain, matmul, "drain"),
+                                  (sram.store, store, "read"), (sram.lds, sequencer, "lds"),
+                                  (sram.send, noc, "read"), (sram.drain, matmul, "drain"),
                                   (sram.vec, vector, "out"),
                                   (sram.load, load, "write"), (sram.noc, noc, "write")):
             wiring.connect(m, getattr(unit, name), ports)

@@ -7,9 +7,10 @@ from amaranth.lib.wiring import Out
 
 from .config import TileConfig
 from .fetch import Fetcher
-from .glue import Fifo, StreamArbiter
+from .glue import Fifo, SkidBuffer, StreamArbiter
 from .isa import Error
 from .ports import SEM_BITS, SramRead, SramWrite, unit_members
+from .quantiser import element_layout
 from .vector_execute import VectorExecute
 from .vector_front import INSTRUCTION, VectorFront, issue_layout
 from .vector_writer import VectorWriter, writer_layout
@@ -25,7 +26,7 @@ class Vector(wiring.Component):
     counter events. Rate: one element per cycle; a quantised block takes max(block, C + 1) cycles. From
     instruction to instruction with `overlap`: as many idle cycles as scalar operands are read; a sum directly
     after a sum loses 11 cycles. Latency: first element 11 cycles after the command (plus one per scalar lane
-    word), last element to its write visible 44 cycles (quantised: 88), a sum up to 36 + 44. sig_a: the last
+    word), last element to its write visible 45 cycles (quantised: 89), a sum up to 36 + 45. sig_a: the last
     element has left the fetchers. sig_b, sig_c: all writes are visible. Errors: SRAM_RANGE and ALIGNMENT with
     the address, ILLEGAL_OPERAND with the flags word, or with a count of 2^24 and more.
     """
@@ -50,8 +51,9 @@ class Vector(wiring.Component):
         m.submodules.front = front = VectorFront(self.config)
         m.submodules.execute = execute = VectorExecute(self.config)
         m.submodules.writer = writer = VectorWriter(self.config)
-        m.submodules.issues = issues = Fifo(issue_layout, 2)
-        m.submodules.writes = writes = Fifo(writer_layout, 2)
+        # At most two instructions are in flight.
+        m.submodules.issues = issues = SkidBuffer(issue_layout)
+        m.submodules.writes = writes = SkidBuffer(writer_layout)
         m.submodules.finishes = finishes = Fifo(2 * SEM_BITS, 4)
         m.submodules.merge = merge = StreamArbiter(SEM_BITS, 2)
         fetchers = {}
@@ -66,8 +68,13 @@ class Vector(wiring.Component):
         wiring.connect(m, front.finish, finishes.i)
         wiring.connect(m, issues.o, execute.command)
         wiring.connect(m, writes.o, writer.command)
-        wiring.connect(m, execute.o, writer.elements)
-        wiring.connect(m, execute.scales, writer.scales)
+        # The writer's `ready` comes from the SRAM's and ends here.
+        m.submodules.elements = elements = SkidBuffer(element_layout(self.config.columns))
+        m.submodules.scales = scales = SkidBuffer(8 * self.config.columns)
+        wiring.connect(m, execute.o, elements.i)
+        wiring.connect(m, execute.scales, scales.i)
+        wiring.connect(m, elements.o, writer.elements)
+        wiring.connect(m, scales.o, writer.scales)
         wiring.connect(m, writer.port, wiring.flipped(self.out))
         wiring.connect(m, execute.sig_a, merge.i[0])
         wiring.connect(m, merge.o, wiring.flipped(self.signal))
@@ -76,8 +83,9 @@ class Vector(wiring.Component):
         m.d.comb += [
             writer.ready.eq(execute.ready),
             writer.value.eq(execute.value),
-            writer.index.eq(execute.index),
             execute.clear.eq(writer.clear),
+            execute.ask_tag.eq(writer.ask_tag),
+            execute.ask.eq(writer.ask),
             front.in_flight.eq(in_flight),
             front.stop.eq(self.error.valid),
             execute.stop.eq(self.error.valid),

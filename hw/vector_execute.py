@@ -7,11 +7,10 @@ from amaranth.utils import exact_log2
 
 from . import fetch
 from .config import TileConfig
-from .fp import f32_to_bf16
 from .glue import Fifo
 from .ports import SEM_BITS
 from .quantiser import BlockMaximum, element_layout
-from .vector_front import BF16, CONSTANTS, F32, LANE_BF16, LANE_F32, SCALARS, issue_layout
+from .vector_front import BF16, CONSTANTS, E8M0, F32, LANE_BF16, LANE_F32, SCALARS, issue_layout
 from .vector_lanes import FLUSH_END, NEG_ZERO, ONE, SUM_T3, SUM_T5, Lanes, Reducer, flush_blocks
 from .vector_writer import pick
 
@@ -23,30 +22,38 @@ maximum."""
 
 
 def unpack(m: Module, word: Value, offset: Value, kind: Value, columns: int, name: str) -> Value:
-    """C float32 from the element of type `kind` at byte `offset` of an SRAM word. What is used more than once
-    gets a name."""
+    """C float32 from the element of type `kind` at byte `offset` of an SRAM word, the word halved until
+    nothing else is left. What is used more than once gets a name."""
 
-    def at(part, low, size, label):
-        bits = exact_log2(len(part) // (8 * size))
+    def at(part, size, label):
         signal = Signal(8 * size, name=f"{name}_{label}")
-        m.d.comb += signal.eq(pick(part, offset[exact_log2(low) : exact_log2(low) + bits], 8 * size))
+        m.d.comb += signal.eq(pick(part, offset[exact_log2(size) :], 8 * size))
         return signal
 
-    lanes = at(word, 4 * columns, 4 * columns, "lanes")
-    halves = at(word, 2 * columns, 2 * columns, "halves")
-    one = at(word, 4, 4, "word")
-    half = at(one, 2, 2, "half")
-    byte = at(half, 1, 1, "byte")
-    single = Signal(32, name=f"{name}_single")
-    m.d.comb += single.eq(
-        Mux(
-            kind == F32,
-            one,
-            Mux(kind == BF16, Cat(Const(0, 16), half), Cat(Const(0, 22), byte == 255, byte, Const(0, 1))),
+    lanes = at(word, 4 * columns, "lanes")
+    halves = at(lanes, 2 * columns, "halves")
+    one = at(halves, 4, "word")
+    is_lane_f32, is_lane_bf16, is_f32, is_e8m0 = (kind == k for k in (LANE_F32, LANE_BF16, F32, E8M0))
+    # The half of a packed value that is the high one of its float32; the byte that is its exponent.
+    half, byte = Signal(16, name=f"{name}_half"), Signal(8, name=f"{name}_byte")
+    high = Signal(16, name=f"{name}_high")
+    m.d.comb += [
+        half.eq(Mux(is_f32 | offset[1], one[16:], one[:16])),
+        byte.eq(Mux(offset[0], half[8:], half[:8])),
+        high.eq(
+            (half & (is_f32 | (kind == BF16)).replicate(16))
+            | (Cat(Const(0, 6), byte.all(), byte, Const(0, 1)) & is_e8m0.replicate(16))
+        ),
+    ]
+    return Cat(
+        Cat(
+            (lanes[32 * r : 32 * r + 16] & is_lane_f32.replicate(16)) | (one[:16] & is_f32.replicate(16)),
+            (lanes[32 * r + 16 : 32 * r + 32] & is_lane_f32.replicate(16))
+            | (halves[16 * r : 16 * r + 16] & is_lane_bf16.replicate(16))
+            | high,
         )
+        for r in range(columns)
     )
-    bf16 = Cat(Cat(Const(0, 16), halves[16 * r : 16 * r + 16]) for r in range(columns))
-    return Mux(kind == LANE_F32, lanes, Mux(kind == LANE_BF16, bf16, single.replicate(columns)))
 
 
 class VectorExecute(wiring.Component):
@@ -54,10 +61,11 @@ class VectorExecute(wiring.Component):
 
     Members: `command` (issue_layout); `a`, `b`, `d`: fetched elements, on `b` after the scalar lane words;
     `sig_a`: semaphore of an instruction whose last element has been taken; `o`: results (element_layout; bf16
-    in the low half) of the instructions with an out mode, at most OUT_DEPTH at a time; `scales`: of quantised
-    blocks; `ready`, `clear`, `value`, `index`: see `Reducer`; `stop`: start nothing; counter events. From
-    instruction to instruction: one idle cycle per scalar lane word, 11 from sum to sum, and at least 14
-    cycles from first element to first element. Latency from an element to `o`: 2 + Lanes.latency + 3.
+    in the high half) of the instructions with an out mode, at most OUT_DEPTH at a time; `scales`: of
+    quantised blocks; `ready`, `clear`, `ask_tag`, `ask`, `value`: see `Reducer`; `stop`: start nothing;
+    counter events. From instruction to instruction: one idle cycle per scalar lane word, 11 from sum to sum,
+    and at least 14 cycles from first element to first element. Latency from an element to `o`: 2 +
+    Lanes.latency + 3.
     """
 
     def __init__(self, config: TileConfig):
@@ -72,8 +80,9 @@ class VectorExecute(wiring.Component):
                 "scales": Out(stream.Signature(8 * columns)),
                 "ready": Out(2),
                 "clear": In(2),
-                "value": Out(64 * columns),
-                "index": Out(64 * columns),
+                "ask_tag": In(1),
+                "ask": In(3),
+                "value": Out(32 * columns),
                 "stop": In(1),
                 **{name: Out(1) for name in ("count_elements", "count_wait_source", "count_wait_sink")},
             }
@@ -85,14 +94,15 @@ class VectorExecute(wiring.Component):
         m.submodules.lanes = lanes = Lanes(columns)
         m.submodules.reducer = reducer = Reducer(columns)
         m.submodules.maximum = maximum = BlockMaximum(columns, 32)
-        m.submodules.results = results = Fifo(element_layout(columns), OUT_DEPTH)
+        m.submodules.results = results = Fifo(element_layout(columns), OUT_DEPTH, block=True)
         wiring.connect(m, results.o, wiring.flipped(self.o))
         wiring.connect(m, maximum.o, wiring.flipped(self.scales))
         m.d.comb += [
             self.ready.eq(reducer.ready),
             self.value.eq(reducer.value),
-            self.index.eq(reducer.index),
             reducer.clear.eq(self.clear),
+            reducer.ask_tag.eq(self.ask_tag),
+            reducer.ask.eq(self.ask),
         ]
         c = self.command.payload
         a, b, d = self.a, self.b, self.d
@@ -109,21 +119,46 @@ class VectorExecute(wiring.Component):
         take_scalar = alive & (setup | ~fresh) & pending.any() & b.valid
         lowest = pending & -pending
         scalars = {name: Signal(word, name=name, reset_less=True) for name in SCALARS}
-        s3 = Signal(32, reset_less=True)
         scalar_word = Signal(word)
         m.d.comb += scalar_word.eq(pick(b.payload.data, b.payload.offset[exact_log2(4 * columns) :], word))
         with m.If(setup):
-            m.d.sync += [fresh.eq(0), s3.eq(c.c3), asked.eq(pending)]
-            m.d.sync += [scalars[name].eq(c[CONSTANTS[name]].replicate(columns)) for name in SCALARS]
+            m.d.sync += [fresh.eq(0), asked.eq(pending)]
         with m.If(take_scalar):
             m.d.sync += asked.eq(pending & ~lowest)
-            for k, name in enumerate(SCALARS):
-                with m.If(lowest[k]):
+        for k, name in enumerate(SCALARS):
+            load = take_scalar & lowest[k]
+            if name in ("s4", "s5"):
+                constant = c[CONSTANTS[name]].replicate(columns)
+                with m.If(setup | load):
+                    m.d.sync += scalars[name].eq(Mux(load, scalar_word, constant))
+            else:
+                with m.If(setup & ~load):  # outermost: the register's reset
+                    m.d.sync += scalars[name].eq(0)
+                with m.Elif(load):
                     m.d.sync += scalars[name].eq(scalar_word)
+
+        # The four operands that are chosen are each the OR of two masked sources, a lane word (0 if none was
+        # asked for) and what is the same on all lanes and elements: the constant, or the neutral operand.
+        f, lane_words = c.flags, dict(zip(SCALARS, c.scalars, strict=True))
+        masks = {
+            name: Signal(2, name=f"mask_{name}", reset_less=True)
+            for name in ("factor1", "addend1", "factor2", "addend2")
+        }
+        common = {name: Signal(32, name=f"common_{name}", reset_less=True) for name in masks}
+        with m.If(setup):
+            for name, select, neutral, constant, lane_word in (
+                ("factor1", f.x1, ONE, c.c0, lane_words["s0"]),
+                ("addend1", f.x2, NEG_ZERO, c.c1, lane_words["s1"]),
+                ("factor2", f.x3, ONE, c.c2, lane_words["s2"]),
+                ("addend2", f.x4, NEG_ZERO, c.c3, Const(0, 1)),
+            ):
+                m.d.sync += masks[name].eq(Cat(select == 1, select == 2))
+                constant = Mux((select == 3) & ~lane_word, constant, 0)
+                m.d.sync += common[name].eq(Mux(select == 0, Const(neutral, 32), constant))
 
         # One element.
         sums = (c.red_op == SUM_T5) | (c.red_op == SUM_T3)
-        flush = Signal(range(FLUSH_END + 1))
+        flush, blocked = Signal(range(FLUSH_END + 1)), Signal()
         credits, has_credit = Signal(range(OUT_DEPTH + 1), init=OUT_DEPTH), Signal(init=1)
         first, number, in_block = Signal(init=1), Signal(32), Signal(5)
         last = a.payload.last
@@ -131,7 +166,7 @@ class VectorExecute(wiring.Component):
         running = alive & (setup | ~fresh) & ~pending.any()
         sources = a.valid & (b.valid | ~c.use_b) & (d.valid | ~c.use_d)
         space = has_credit | (c.mode == 0)
-        free = ~(sums & (flush_blocks(flush) | (last & flush.any()))) & ~(last & sig_busy)
+        free = ~(sums & (blocked | (last & flush.any()))) & ~(last & sig_busy)
         issue = Signal()
         end = running & ((issue & last) | (c.empty & ~sig_busy))
         m.d.comb += [
@@ -163,11 +198,13 @@ class VectorExecute(wiring.Component):
         with m.Elif(self.sig_a.ready):
             m.d.sync += self.sig_a.valid.eq(0)
         with m.If(issue & last & sums):
-            m.d.sync += flush.eq(number[:3] + 1)
-        with m.Elif(flush == FLUSH_END):
-            m.d.sync += flush.eq(0)
-        with m.Elif(flush.any()):
-            m.d.sync += flush.eq(flush + 1)
+            m.d.sync += [flush.eq(number[:3] + 1), blocked.eq(flush_blocks(number[:3] + 1))]
+        with m.Else():
+            m.d.sync += blocked.eq(flush_blocks(flush + 1))
+            with m.If(flush == FLUSH_END):
+                m.d.sync += flush.eq(0)
+            with m.Elif(flush.any()):
+                m.d.sync += flush.eq(flush + 1)
         popped = results.o.valid & results.o.ready
         spent = issue & c.mode.any()
         m.d.sync += [
@@ -180,35 +217,27 @@ class VectorExecute(wiring.Component):
         ua, ub, ud = (Signal(word, name=f"unpacked_{name}", reset_less=True) for name in "abd")
         u_valid = Signal()
         u = Signal(issue_layout, reset_less=True)
-        u_first, u_last, u_end, u_number = Signal(), Signal(), Signal(), Signal(32)
-        m.d.sync += u_valid.eq(issue)
-        with m.If(issue):
-            m.d.sync += [
-                u.eq(c),
-                u_first.eq(first),
-                u_last.eq(last),
-                u_end.eq(block_end),
-                u_number.eq(number),
-            ]
-            for target, source, kind in (
-                (ua, a, c.flags.a_type),
-                (ub, b, c.flags.b_type),
-                (ud, d, c.flags.d_type),
-            ):
-                m.d.sync += target.eq(
-                    unpack(m, source.payload.data, source.payload.offset, kind, columns, target.name)
-                )
+        u_first, u_last, u_end = Signal(), Signal(), Signal()
+        u_number = Signal(32, reset_less=True)
+        m.d.sync += [
+            u_valid.eq(issue),
+            u.eq(c),
+            u_first.eq(first),
+            u_last.eq(last),
+            u_end.eq(block_end),
+            u_number.eq(number),
+        ]
+        for target, source, kind in (
+            (ua, a, c.flags.a_type),
+            (ub, b, c.flags.b_type),
+            (ud, d, c.flags.d_type),
+        ):
+            m.d.sync += target.eq(
+                unpack(m, source.payload.data, source.payload.offset, kind, columns, target.name)
+            )
 
         # Operand register: every factor and addend of the element is chosen here and waits inside of the
         # lanes.
-        one, neg_zero = Const(ONE, 32).replicate(columns), Const(NEG_ZERO, 32).replicate(columns)
-
-        def choose(select, *options):
-            result = options[0]
-            for k, option in enumerate(options[1:], 1):
-                result = Mux(select == k, option, result)
-            return result
-
         f = u.flags
         flip = Cat((Const(0, 31), f.neg2 & (f.x2 != 0)) * columns)
         hits = Signal(columns)
@@ -216,8 +245,16 @@ class VectorExecute(wiring.Component):
             Cat(f.where & (scalars["s5"][32 * r : 32 * r + 32] == u_number) for r in range(columns))
         )
         spread = Cat(hit.replicate(32) for hit in hits)
-        addend2 = Signal(word, name="addend2")
-        m.d.comb += addend2.eq(choose(f.x4, neg_zero, ub, ud, s3.replicate(columns)))
+
+        def choose(name, first, second, scalar=0):
+            mask = masks[name]
+            return (
+                (first & mask[0].replicate(word))
+                | (second & mask[1].replicate(word))
+                | scalar
+                | common[name].replicate(columns)
+            )
+
         p_valid, p_first, p_last, p_end = Signal(), Signal(), Signal(), Signal()
         p = Signal(data.StructLayout({"mode": 2, "red_op": 3, "block": 2, "tag": 1}), reset_less=True)
         operands = {
@@ -248,10 +285,10 @@ class VectorExecute(wiring.Component):
                 p.tag.eq(u.tag),
                 p.block.eq(u.block),
                 operands["a"].eq(ua),
-                operands["factor1"].eq(choose(f.x1, one, ua, ub, scalars["s0"])),
-                operands["addend1"].eq(choose(f.x2, neg_zero, ub, ud, scalars["s1"]) ^ flip),
-                operands["factor2"].eq(choose(f.x3, one, ub, ud, scalars["s2"])),
-                operands["addend2"].eq(Mux(f.where, (scalars["s4"] & spread) | (addend2 & ~spread), addend2)),
+                operands["factor1"].eq(choose("factor1", ua, ub, scalars["s0"])),
+                operands["addend1"].eq(choose("addend1", ub, ud, scalars["s1"]) ^ flip),
+                operands["factor2"].eq(choose("factor2", ub, ud, scalars["s2"])),
+                operands["addend2"].eq((choose("addend2", ub, ud) & ~spread) | (scalars["s4"] & spread)),
                 operands["hit"].eq(hits),
                 operands["neg1"].eq(f.neg1),
                 operands["square"].eq(f.x3 == 4),
@@ -295,19 +332,15 @@ class VectorExecute(wiring.Component):
             maximum.x.eq(lanes.t5),
             maximum.end.eq(out.end),
         ]
-        r_valid, r_last, r_quantise, r_word = Signal(), Signal(), Signal(), Signal(word, reset_less=True)
-        r_block = Signal(2)
-        m.d.sync += r_valid.eq(out_valid & out.mode.any())
-        with m.If(out_valid & out.mode.any()):
-            m.d.sync += [r_last.eq(out.last), r_quantise.eq(out.mode == 3), r_block.eq(out.block)]
-            for r in range(columns):
-                x = lanes.t5[32 * r : 32 * r + 32]
-                m.d.sync += r_word[32 * r : 32 * r + 32].eq(Mux(out.mode == 2, f32_to_bf16(x), x))
+        # To bf16: sums are canonical, so that NaN, infinities and zeros round to themselves.
         m.d.comb += [
-            results.i.valid.eq(r_valid),
-            results.i.payload.x.eq(r_word),
-            results.i.payload.last.eq(r_last),
-            results.i.payload.quantise.eq(r_quantise),
-            results.i.payload.block.eq(r_block),
+            results.i.valid.eq(out_valid & out.mode.any()),
+            results.i.payload.last.eq(out.last),
+            results.i.payload.quantise.eq(out.mode == 3),
+            results.i.payload.block.eq(out.block),
         ]
+        for r in range(columns):
+            x = lanes.t5[32 * r : 32 * r + 32]
+            up = (out.mode == 2) & x[15] & (x[16] | x[:15].any())
+            m.d.comb += results.i.payload.x[32 * r : 32 * r + 32].eq(Cat(x[:16], (x[16:] + up)[:16]))
         return m

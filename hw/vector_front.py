@@ -7,6 +7,7 @@ from amaranth.utils import exact_log2
 
 from .config import TileConfig
 from .fetch import request_layout
+from .glue import onehot_mux
 from .isa import BY_OP, VECTOR_FLAGS, VECTOR_FLAGS2, Error, Op
 from .ports import PC_BITS, SEM_BITS, command_layout, error_layout, flags_layout
 from .vector_writer import COUNT_BITS, writer_layout
@@ -113,6 +114,7 @@ class VectorFront(wiring.Component):
             | ((flags2.out_mode.any() & ~flags2.out_mode.all()) & (lane_end > columns))
         )
         checked, legal, zero = Signal(), Signal(), Signal()
+        ones = Signal(3)  # n == 1
         uses_b, uses_d, scalars = Signal(), Signal(), Signal(len(SCALARS))
         requested = Signal(len(SCALARS))
         m.d.sync += [
@@ -120,6 +122,7 @@ class VectorFront(wiring.Component):
             uses_b.eq(use_b),
             uses_d.eq(use_d),
             legal.eq(~bad_flags & ~bad_flags2),
+            ones.eq(Cat(c[n] == 1 for n in ("n0", "n1", "n2"))),
             zero.eq((c.n0 == 0) | (c.n1 == 0) | (c.n2 == 0)),
             scalars.eq(Cat(wanted[s] & present(s) for s in SCALARS)),
         ]
@@ -161,10 +164,11 @@ class VectorFront(wiring.Component):
             [Signal(COUNT_BITS, name=f"left{k}") for k in range(3)],
             [Signal(COUNT_BITS, name=f"n{k}") for k in range(2)],
         )
-        end0, end1, end2 = (count == 1 for count in left)
+        ends, reload_ends = Signal(3), Signal(2)  # whether left == 1 and n == 1
+        end0, end1, end2 = ends
         last = end0 & end1 & end2
         used = {"a": Const(1), "b": Signal(name="walk_b"), "d": Signal(name="walk_d")}
-        misaligned, addresses = {}, {}
+        misaligned = {}
         for name in "abd":
             kind = flags[f"{name}_type"]
             size = _element_size(kind, columns)
@@ -173,19 +177,19 @@ class VectorFront(wiring.Component):
                 Signal(exact_log2(config.word_bytes), name=f"align_{name}"),
             )
             jumps = [Signal(32, name=f"jump_{name}{k}") for k in range(3)]
-            addresses[name] = addr
             misaligned[name] = used[name] & (addr & low).any()
             with m.If(accept):
-                m.d.sync += [
-                    addr.eq(c[name]),
-                    low.eq(size - 1),
-                    *(
-                        jump.eq(Mux(present(f"{name}{k}"), c[f"{name}{k}"], size))
-                        for k, jump in enumerate(jumps)
-                    ),
-                ]
+                m.d.sync += [addr.eq(c[name]), low.eq(size - 1)]
             with m.Elif(go):
                 m.d.sync += addr.eq(addr + Mux(end0, Mux(end1, jumps[2], jumps[1]), jumps[0]))
+            for k, jump in enumerate(jumps):
+                given, n = present(f"{name}{k}"), len(size)
+                with m.If(accept & ~given):  # outermost: the register's reset
+                    m.d.sync += jump[n:].eq(0)
+                with m.Elif(accept):
+                    m.d.sync += jump[n:].eq(c[f"{name}{k}"][n:])
+                with m.If(accept):
+                    m.d.sync += jump[:n].eq(Mux(given, c[f"{name}{k}"][:n], size))
             source = getattr(self, name)
             m.d.comb += [
                 source.payload.addr.eq(addr),
@@ -208,15 +212,19 @@ class VectorFront(wiring.Component):
             m.d.sync += [
                 *(count.eq(c[f"n{k}"]) for k, count in enumerate(left)),
                 *(count.eq(c[f"n{k}"]) for k, count in enumerate(reload)),
+                ends.eq(ones),
+                reload_ends.eq(ones[:2]),
                 used["b"].eq(uses_b),
                 used["d"].eq(uses_d),
             ]
         with m.Elif(go):
             m.d.sync += left[0].eq(Mux(end0, reload[0], left[0] - 1))
+            m.d.sync += ends[0].eq(Mux(end0, reload_ends[0], left[0] == 2))
             with m.If(end0):
                 m.d.sync += left[1].eq(Mux(end1, reload[1], left[1] - 1))
+                m.d.sync += ends[1].eq(Mux(end1, reload_ends[1], left[1] == 2))
                 with m.If(end1):
-                    m.d.sync += [left[2].eq(left[2] - 1), walking.eq(~end2)]
+                    m.d.sync += [left[2].eq(left[2] - 1), ends[2].eq(left[2] == 2), walking.eq(~end2)]
         with m.If(accept):
             m.d.sync += pc.eq(c.pc)
 
@@ -265,28 +273,34 @@ class VectorFront(wiring.Component):
 
         m.d.comb += self.fetch_pc.eq(Mux(asked, c.pc, pc_before))
 
-        # The first error.
-        def report(code, pc, value):
-            return [
-                self.error.valid.eq(1),
-                self.error.code.eq(code),
-                self.error.pc.eq(pc),
-                self.error.value.eq(value),
+        # The first error; of several in one cycle, that of the instruction in front. At most one address is
+        # looked at beside an illegal operand: scalars are asked for between walks.
+        operand = checked & ~(legal & ~illegal.any()) & ~(walking & bad.any())
+        wrong = {name: walking & misaligned[name] for name in "abd"}
+        choices = [
+            (self.a.payload.addr, wrong["a"]),
+            (b.payload.addr, (wrong["b"] & ~wrong["a"]) | (asking & scalar_bad)),
+            (self.d.payload.addr, wrong["d"] & ~wrong["a"] & ~wrong["b"]),
+            (c.flags, operand & ~legal & bad_flags),
+            (c.flags2, operand & ~legal & ~bad_flags),
+            (c.n0, operand & legal & illegal[0]),
+            (c.n1, operand & legal & illegal[1] & ~illegal[0]),
+            (c.n2, operand & legal & ~illegal[0] & ~illegal[1]),
+        ]
+        is_operand = Signal()
+        outside = self.error.value[exact_log2(config.sram_bytes) :].any()
+        m.d.comb += self.error.code.eq(
+            Mux(is_operand, Error.ILLEGAL_OPERAND, Mux(outside, Error.SRAM_RANGE, Error.ALIGNMENT))
+        )
+        with m.If(~self.error.valid):
+            m.d.sync += [
+                self.error.valid.eq(
+                    ~self.stop & (operand | (walking & bad.any()) | (asking & scalar_bad))
+                ),
+                is_operand.eq(operand),
+                self.error.pc.eq(Mux(walking & bad.any(), pc, c.pc)),
+                self.error.value.eq(
+                    onehot_mux([here for _, here in choices], [value for value, _ in choices])
+                ),
             ]
-
-        def address_error(pc, address):
-            outside = address[exact_log2(config.sram_bytes) :].any()
-            return report(Mux(outside, Error.SRAM_RANGE, Error.ALIGNMENT), pc, address)
-
-        with m.If(~self.stop & ~self.error.valid):
-            with m.If(checked & ~(legal & ~illegal.any())):
-                value = Mux(illegal[0], c.n0, Mux(illegal[1], c.n1, c.n2))
-                m.d.sync += report(
-                    Error.ILLEGAL_OPERAND, c.pc, Mux(legal, value, Mux(bad_flags, c.flags, c.flags2))
-                )
-            with m.If(asking & scalar_bad):
-                m.d.sync += address_error(c.pc, scalar_addr)
-            for name in "dba":
-                with m.If(walking & misaligned[name]):
-                    m.d.sync += address_error(pc, addresses[name])
         return m

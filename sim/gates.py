@@ -2,8 +2,8 @@
 
 The exported Verilog, without any initial value of a register or a written memory, is mapped to Yosys' simple
 gates (`generic`: two-input gates, multiplexers, D flip-flops, memories as `$mem`) or to an FPGA's cells
-(`ecp5`: synth_ecp5, then the simulation models of the cells that Yosys ships, and sim/data/ecp5_cells.v for
-the two that it leaves out).
+(`ecp5`: the flow of sim/ecp5.py, then the simulation models of the cells that Yosys ships, and
+sim/data/ecp5_cells.v for the two that it leaves out).
 
 The netlist is simulated by sim/gates.h, 64 random power-up states at once in the bits of a word: lane 0 talks
 to the DRAM model and must leave exactly what golden leaves; the outputs of all other lanes must never differ
@@ -31,8 +31,9 @@ import numpy as np
 from golden.blocks import Block
 from golden.spec import BlockSpec, random_params
 from hw.config import TileConfig, named
+from sim.ecp5 import MAP, SYNTH
 from sim.tile import RtlDevice, first_difference
-from sim.verilate import CACHE, CXXFLAGS, ROOT, cached_verilog, parse_ports, randomize_init
+from sim.verilate import CACHE, CXXFLAGS, ROOT, cached_verilog, exclusive, parse_ports, randomize_init
 from sw.assembler import Program
 from sw.block import BlockImage
 from sw.device import MachineDevice
@@ -71,7 +72,7 @@ write_json netlist.json
 # Cells to gates: the cells' own models, elaborated for each set of parameters.
 ECP5 = f"""
 read_verilog design.v
-synth_ecp5 -top {{top}} -noiopad
+{SYNTH}
 tee -q -o cells.txt stat
 select {{top}}
 write_rtlil -selected mapped.il
@@ -81,6 +82,7 @@ read_verilog +/ecp5/common_sim.vh +/ecp5/ccu2c_sim.vh cells.v
 hierarchy -check -top {{top}}
 proc
 setattr -unset init w:*
+setattr -unset src w:* c:*
 opt_expr
 memory -nomap
 opt_clean
@@ -88,7 +90,9 @@ techmap
 {DFF}
 opt_expr
 opt_clean
-flatten
+flatten * {{top}} %d
+opt_expr
+opt_clean
 select -assert-none w:* a:init %i
 write_json netlist.json
 """
@@ -136,8 +140,45 @@ def netlist(verilog: str, top: str, cells: str = "generic") -> dict[str, Any]:
         folder = Path(name)
         (folder / "design.v").write_text(randomize_init(verilog))
         shutil.copy(ROOT / "data" / "ecp5_cells.v", folder / "cells.v")
+        shutil.copy(MAP, folder / "map.v")
         yosys(SCRIPTS[cells].format(top=top), folder)
-        return json.loads((folder / "netlist.json").read_text())["modules"][top]
+        return flat(json.loads((folder / "netlist.json").read_text())["modules"], top)
+
+
+def flat(modules: dict[str, Any], top: str) -> dict[str, Any]:
+    """`modules[top]` with the gates of the other modules in place of their instances (one level). Yosys does
+    the same, but not for a hundred thousand instances in the memory that WebAssembly has."""
+    nets = modules[top]["netnames"].values()
+    fresh = 1 + max(bit for net in nets for bit in net["bits"] if bit not in CONSTANTS)
+    cells: dict[str, Any] = {}
+    for name, cell in modules[top]["cells"].items():
+        if cell["type"] not in modules:
+            cells[name] = cell
+            continue
+        inner, bits = modules[cell["type"]], {constant: constant for constant in CONSTANTS}
+        for way in ("input", "output"):
+            for port, spec in inner["ports"].items():
+                if spec["direction"] != way:
+                    continue
+                outside = cell["connections"].get(port, [])
+                for bit, net in zip(spec["bits"], outside):
+                    if bit not in bits:
+                        bits[bit] = net
+                    elif way == "output":  # an input or a constant passed through, or a second name
+                        cells[f"{name}.{port}.{net}"] = {
+                            "type": "$_OR_", "connections": {"A": [bits[bit]], "B": [bits[bit]], "Y": [net]},
+                        }
+                for bit in spec["bits"][len(outside) :] if way == "input" else ():
+                    bits.setdefault(bit, "x")
+        for part, gate in inner["cells"].items():
+            connections = {}
+            for pin, nets in gate["connections"].items():
+                for bit in nets:
+                    if bit not in bits:
+                        bits[bit], fresh = fresh, fresh + 1
+                connections[pin] = [bits[bit] for bit in nets]
+            cells[f"{name}.{part}"] = {**gate, "connections": connections}
+    return {"ports": modules[top]["ports"], "cells": cells}
 
 
 class _Nets:
@@ -361,13 +402,11 @@ def build(words: np.ndarray, ports: dict[str, tuple[str, int]], name: str = "gat
         key.update((ROOT / file).read_bytes())
     key.update(_native()[1].encode())
     library = CACHE / f"{name}-{key.hexdigest()[:24]}.so"
-    if library.exists():
-        return library
-    CACHE.mkdir(parents=True, exist_ok=True)
-    data = library.with_suffix(".gates")
-    words.tofile(data)
-    with tempfile.TemporaryDirectory() as folder:
+    with exclusive(library.name), tempfile.TemporaryDirectory() as folder:
+        if library.exists():
+            return library
         work = Path(folder)
+        words.tofile(library.with_suffix(".gates"))
         kinds = {1: "uint8_t", 2: "uint16_t", 4: "uint32_t", 8: "uint64_t"}
         members = [
             f"  {kinds[_bytes(w)]} {n} = 0;"

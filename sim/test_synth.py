@@ -2,6 +2,8 @@
 
 import json
 import re
+import threading
+import time
 
 import pytest
 
@@ -11,7 +13,8 @@ from hw.export import verilog
 from hw.readable import readable
 from hw.sequencer import ProgramMemory
 from sim import synth
-from sim.synth import COLUMNS, TARGETS, Unit, count, difference, main, report, synthesise, table, units
+from sim.synth import COLUMNS, TARGETS, Unit, count, difference, main, report, synthesise, synthesise_all
+from sim.synth import table, units
 
 TEXT = """module top (clk, o);
   input clk;
@@ -130,7 +133,32 @@ def test_an_error_of_yosys_is_shown(monkeypatch, tmp_path):
     assert not any(path.suffix == ".json" for path in tmp_path.iterdir())
 
 
+def test_units_run_at_once_and_keep_their_order(monkeypatch, capsys):
+    """Two units wait for each other; results come in the given order; an error stops what has not begun."""
+    together, started = threading.Barrier(2), []
+
+    def fake(unit, target):
+        started.append(unit.path)
+        if unit.path == "bad":
+            raise RuntimeError("Yosys failed on bad")
+        if unit.path in "ab":
+            together.wait(30)
+        time.sleep(0.01)
+        return {unit.path: 1}
+
+    monkeypatch.setattr(synth, "synthesise", fake)
+    todo = [Unit("c", "c", ""), Unit("a", "a", "."), Unit("b", "b", "..")]
+    assert synthesise_all(todo, TARGETS["ecp5"], 2) == [{"c": 1}, {"a": 1}, {"b": 1}]
+    assert re.search(r"^\[3/3\] c \(0\.\d s\)$", capsys.readouterr().err, re.M)
+    started.clear()
+    todo = [Unit(f"last{n}", "c", "") for n in range(50)] + [Unit("bad", "b", ".")]
+    with pytest.raises(RuntimeError, match="Yosys failed on bad"):
+        synthesise_all(todo, TARGETS["ecp5"], 1)
+    assert started[0] == "bad" and len(started) < 51
+
+
 @pytest.mark.parametrize("arguments, message", [
+    (["--jobs", "0"], "--jobs 0: allowed is 1 and more"),
     (["--target", "ice40"], "target 'ice40': allowed is one of ecp5, nexus, gowin, xilinx"),
     (["--config", "huge"], "config 'huge': allowed is one of tiny"),
     (["--unit", "sram", "--update"], "leave out --unit")])

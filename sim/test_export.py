@@ -167,12 +167,14 @@ def test_one_wrong_token_is_found():
     assert found > 100
 
 
-@pytest.mark.parametrize("component", [NocPort, Semaphores])
-def test_readable_text_is_the_same_design(component):
+@pytest.mark.parametrize(
+    "component, spellings", [(NocPort, ("default: ;", "= ~| ")), (Semaphores, ("default: ;",))]
+)
+def test_readable_text_is_the_same_design(component, spellings):
     """Both texts side by side under random inputs, resets among them: every output equal in every cycle."""
     original = verilog(component(TINY), "top")
     release = readable(original, "top")
-    assert "default: ;" in release and "= ~| " in release and "\\" not in release
+    assert all(spelling in release for spelling in spellings) and "\\" not in release
     ports = parse_ports(original, "top")
     assert parse_ports(release, "top") == ports
     pair = [Unit(compile_verilog(t, "top", opt="-O0"), ports) for t in (original, release)]

@@ -144,8 +144,8 @@ def _leading_bit(nibble: Value) -> Value:
 
 def shift_right(x: Value, amount: Value) -> tuple[Value, Value]:
     """x >> amount (5 bits), and whether a one fell out: whole nibbles first, so that what falls out is known
-    as early as what stays."""
-    out = Cat(x[k : k + 4].any() & (amount[2:] > k // 4) for k in range(0, len(x), 4)).any()
+    as early as what stays. The eighth nibble never falls out whole."""
+    out = Cat(x[k : k + 4].any() & (amount[2:] > k // 4) for k in range(0, min(len(x), 28), 4)).any()
     for level in (4, 3, 2):
         x = Mux(amount[level], x[1 << level :], x)
     out |= (x[0] & amount[:2].any()) | (x[1] & amount[1]) | (x[2] & amount[:2].all())

@@ -111,7 +111,7 @@ def tile_probes(verilog: str, top: str) -> dict[str, tuple[int, str]]:
         f"7'd0, {at['noc']}.busy",
     ]
     stalls = [
-        f"{at['csr']}.count_{c.name.lower()}[0]"
+        f"{at['csr']}.count_{c.name.lower()}"
         for u in CAUSES
         for cause in CAUSES[u]
         for c in COUNTERS

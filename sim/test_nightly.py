@@ -4,6 +4,7 @@ import re
 import sys
 
 import pytest
+import yaml
 
 from sim import nightly
 from sim.nightly import ROOT, STEPS, Result, Step, main, run, table
@@ -30,7 +31,6 @@ def test_every_target_exists() -> None:
 
 
 def test_workflow() -> None:
-    yaml = pytest.importorskip("yaml")
     workflow = yaml.safe_load(WORKFLOW)
     jobs = workflow["jobs"]
     steps = [step for job in jobs.values() for step in job["steps"]]

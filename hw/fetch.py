@@ -33,10 +33,11 @@ class Fetcher(wiring.Component):
     * At most `fifo_depth` (power of two) words are requested and not yet delivered, so that every response
       has room; as many elements may be under way. 16 covers `sram.READ_LATENCY` with several cycles of bank
       conflicts to spare. `block`: the words wait in block RAM. `sparse`: only two words may be under way, in
-      registers instead of a RAM: full rate for eight or more elements to a word, else a word in five cycles.
-    * Latency from `i` to `o`: sram.READ_LATENCY + 4 cycles without conflicts (`block`: one more). `o` and
-      `read.req` payloads are registers. `i.ready` depends on `read.req.ready` through two gates; `i.payload`
-      should come from a register.
+      registers instead of a RAM, and the request waits for its port in a register of its own: full rate for
+      eight or more elements to a word though the port is late now and then, else a word in six cycles.
+    * Latency from `i` to `o`: sram.READ_LATENCY + 4 cycles without conflicts (`block`, `sparse`: one more).
+      `o` and `read.req` payloads are registers. `i.ready` depends on `read.req.ready` through two gates;
+      `i.payload` should come from a register.
     * An address outside of the SRAM is not requested: `error` rises and stays, `error_addr` holds the
       address, requests before it are still delivered, none after it is accepted until reset.
     """
@@ -73,12 +74,21 @@ class Fetcher(wiring.Component):
         next_word = i.payload.addr[offset_bits:][:addr_bits]
         in_range = ~i.payload.addr[offset_bits + addr_bits:].any()
         send, taken = Signal(), Signal()
+        send_valid, send_ready = read.req.valid, read.req.ready
+        if self.sparse:  # a request that waits for its port must not hold up the elements behind it
+            send_valid, send_ready = Signal(), Signal()
+            m.d.comb += send_ready.eq(~read.req.valid | read.req.ready)
+            with m.If(send_ready):
+                m.d.sync += read.req.valid.eq(send_valid)
+            with m.If(send):
+                m.d.sync += read.req.payload.eq(word)
+        else:
+            m.d.comb += read.req.payload.eq(word)
         m.d.comb += [
-            read.req.payload.eq(word),
-            read.req.valid.eq(valid & tag.new & has_credit & tags.i.ready),
+            send_valid.eq(valid & tag.new & has_credit & tags.i.ready),
             tags.i.payload.eq(tag),
-            tags.i.valid.eq(valid & (~tag.new | (has_credit & read.req.ready))),
-            send.eq(read.req.valid & read.req.ready),
+            tags.i.valid.eq(valid & (~tag.new | (has_credit & send_ready))),
+            send.eq(send_valid & send_ready),
             i.ready.eq(~self.error & (~valid | (tags.i.valid & tags.i.ready))),
         ]
         with m.If(i.ready):

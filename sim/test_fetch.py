@@ -59,7 +59,7 @@ def unit():
 
 
 def latency():
-    return READ_LATENCY + 4 + (chosen == "block")
+    return READ_LATENCY + 4 + (chosen in ("block", "sparse"))
 
 
 @cache

@@ -61,7 +61,9 @@ class Bench(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         m.submodules.unit = unit = Matmul(self.config)
-        m.submodules.sram = sram = Sram(self.config, ["stream", "scale", "stat", "peek"], ["drain", "load"])
+        m.submodules.sram = sram = Sram(  # as in hw/tile.py
+            self.config, ["stream", ("scale", "stat"), "peek"], ["drain", "load"], first="stream"
+        )
         connect(m, flipped(self.command), unit.command)
         connect(m, unit.signal, flipped(self.signal))
         connect(m, flipped(self.load), sram.load.req)

@@ -49,7 +49,7 @@ class SinglePortRam(_Storage):
 
     Members: `en` starts an access at `addr`; `we` selects a write of the lanes of `wdata` (each `granularity`
     bits) whose bit of `wstrb` is set, else the row appears on `rdata` one cycle later and stays until the
-    next read.
+    next access (what `rdata` shows after a write is undefined).
     """
 
     def __init__(self, *, width: int, depth: int, granularity: int = 8, init=()):
@@ -73,7 +73,7 @@ class SinglePortRam(_Storage):
         write = mem.write_port(granularity=self.granularity)
         m.d.comb += [
             read.addr.eq(self.addr),
-            read.en.eq(self.en & ~self.we),
+            read.en.eq(self.en),  # also in a write: then the enable of a block RAM is `en` alone
             self.rdata.eq(read.data),
             write.addr.eq(self.addr),
             write.data.eq(self.wdata),

@@ -19,9 +19,9 @@ from .ports import SramRead, SramWrite
 
 __all__ = ["READ_LATENCY", "Sram"]
 
-READ_LATENCY = 5
+READ_LATENCY = 6
 """Cycles from the acceptance of a read to its data when no other port competes: accepted in cycle t, `valid`
-in cycle t + 5. Each cycle that the request or an earlier one of its port waits for its bank adds one."""
+in cycle t + 6. Each cycle that the request or an earlier one of its port waits for its bank adds one."""
 
 PATIENCE = 7
 """Grants in a row that the port named `first` may take from a bank while others wait for it."""
@@ -123,8 +123,8 @@ class Sram(wiring.Component):
       before it.
     * Requests are registered on arrival (`req.ready` of a port that is not shared is a register); `valid` and
       `data` are registers too. Data keeps its value until the next response of the port.
-    * Pipeline: request register | grant | bank access | bank output register | port multiplexer and its
-      register.
+    * Pipeline: request register | grant | multiplexer of the bank's operands | bank access | bank output
+      register | port multiplexer and its register.
     * Reset drops requests and responses in flight; contents stay.
     """
 
@@ -218,17 +218,19 @@ class Sram(wiring.Component):
                                                              depth=config.bank_words)
             select = Signal(len(ports), name=f"select_{b}")
             m.d.sync += select.eq(grants[b])
-            m.d.comb += [
-                bank.en.eq(select.any()),
-                bank.we.eq(select[n_reads:].any()),
-                bank.addr.eq(onehot_mux(select, rows)),
-            ]
+            # The registers of a bank's inputs have the way to its block RAMs, which lie far apart, for
+            # themselves.
+            en, we = Signal(name=f"en_{b}"), Signal(name=f"we_{b}")
+            row = Signal.like(bank.addr, name=f"bank_row_{b}")
+            m.d.sync += [en.eq(select.any()), we.eq(select[n_reads:].any()), row.eq(onehot_mux(select, rows))]
+            m.d.comb += [bank.en.eq(en), bank.we.eq(we), bank.addr.eq(row)]
             if stores:
                 writer = Signal(ceil_log2(len(stores)), name=f"writer_{b}")
-                m.d.sync += writer.eq(encode(grants[b][n_reads:]))
-                m.d.comb += Cat(bank.wdata, bank.wstrb).eq(mux(writer, stores))
+                store = Signal.like(stores[0], name=f"bank_store_{b}", reset_less=True)
+                m.d.sync += [writer.eq(encode(grants[b][n_reads:])), store.eq(mux(writer, stores))]
+                m.d.comb += Cat(bank.wdata, bank.wstrb).eq(store)
             word, fresh = Signal(8 * config.word_bytes, name=f"word_{b}"), Signal(name=f"fresh_{b}")
-            m.d.sync += fresh.eq(select[:n_reads].any())
+            m.d.sync += fresh.eq(en & ~we)
             with m.If(fresh):
                 m.d.sync += word.eq(bank.rdata)
             words.append(word)

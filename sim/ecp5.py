@@ -21,7 +21,7 @@ from amaranth.lib import wiring
 
 from hw.export import flat_ports
 
-__all__ = ["SYNTH", "cut_chains", "no_collisions", "plain_names", "synthesise", "tool"]
+__all__ = ["PLACE", "SYNTH", "cut_chains", "no_collisions", "plain_names", "synthesise", "tool"]
 
 MAP = Path(__file__).parent / "data" / "ecp5_map.v"
 NARROW = 5
@@ -38,6 +38,11 @@ synth_ecp5 -nowidelut -no-rw-check -top {{top}} -run map_luts:
 """Wide multiplexers (PFUMX, L6MUX21) cost an eighth more LUTs and gain no speed here. Only a tree that is a
 whole multiplexer of four gains by sim/data/ecp5_map.v, hence its cost of 250. Reads never meet a write to
 their row (hw/memory.py): -no-rw-check says so of Verilog, `no_collisions` of RTLIL. ABC9 is the default."""
+
+
+PLACE = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
+"""How nextpnr places and routes: its default placer (heap) leaves nearly twice the wire length, since block
+RAMs find no place near the logic that they belong to; its default router takes hours."""
 
 
 def tool(name: str) -> str:

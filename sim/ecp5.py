@@ -21,7 +21,9 @@ from amaranth.lib import wiring
 
 from hw.export import flat_ports
 
-__all__ = ["PLACE", "SYNTH", "cut_chains", "no_collisions", "plain_names", "synthesise", "tool"]
+__all__ = [
+    "PLACE", "SYNTH", "cut_chains", "no_collisions", "plain_names", "split_registers", "synthesise", "tool",
+]
 
 MAP = Path(__file__).parent / "data" / "ecp5_map.v"
 NARROW = 5
@@ -40,6 +42,8 @@ whole multiplexer of four gains by sim/data/ecp5_map.v, hence its cost of 250. R
 their row (hw/memory.py): -no-rw-check says so of Verilog, `no_collisions` of RTLIL. ABC9 is the default."""
 
 
+FANOUT = 48
+"""Pins that read one register at most."""
 PLACE = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
 """How nextpnr places and routes: its default placer (heap) leaves nearly twice the wire length, since block
 RAMs find no place near the logic that they belong to; its default router takes hours."""
@@ -83,6 +87,33 @@ def cut_chains(netlist: dict) -> None:
                     cell["connections"]["CIN"] = ["x"]
 
 
+def split_registers(netlist: dict, most: int) -> None:
+    """Copies of the registers of a JSON netlist that more than `most` pins read, in place: one for every
+    `most` of them, in the order of the names of what reads. nextpnr does not do so by itself, and one wire to
+    pins all over the part is slow."""
+    for module in netlist["modules"].values():
+        cells, last = module["cells"], max(
+            bit for net in module["netnames"].values() for bit in net["bits"] if isinstance(bit, int))
+        readers: dict[int, list[tuple[str, str, int]]] = {}
+        for name, cell in cells.items():
+            for pin, bits in cell["connections"].items():
+                if cell["port_directions"][pin] != "output":
+                    for k, bit in enumerate(bits):
+                        readers.setdefault(bit, []).append((name, pin, k))
+        for name in [name for name, cell in cells.items() if cell["type"] == "TRELLIS_FF"]:
+            q = cells[name]["connections"]["Q"][0]
+            pins = sorted(readers.get(q, ()), key=lambda at: [
+                int(part) if part.isdigit() else part for part in re.split(r"(\d+)", at[0])])
+            for copy in range(1, -(-len(pins) // most)):
+                last += 1
+                cells[f"{name}_copy{copy}"] = {
+                    **cells[name], "connections": {**cells[name]["connections"], "Q": [last]}}
+                module["netnames"][f"{name}_copy{copy}"] = {
+                    "hide_name": 1, "bits": [last], "attributes": cells[name].get("attributes", {})}
+                for reader, pin, k in pins[copy * most : (copy + 1) * most]:
+                    cells[reader]["connections"][pin][k] = last
+
+
 def synthesise(top: wiring.Component, folder: Path) -> Path:
     """`folder`/netlist.json: `top` (module name: top) in ECP5 cells, with Python source lines on its nets;
     beside it netlist.txt (counts), yosys.log, top.il. Made again only if the design or this flow changed."""
@@ -93,7 +124,7 @@ def synthesise(top: wiring.Component, folder: Path) -> Path:
     }
     text = no_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
     script = SYNTH.format(top="top")
-    key = hashlib.sha256("\n".join([script, MAP.read_text(), text]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([script, str(FANOUT), MAP.read_text(), text]).encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:
         return netlist
@@ -109,6 +140,7 @@ def synthesise(top: wiring.Component, folder: Path) -> Path:
     )
     content = json.loads(netlist.read_text())
     cut_chains(content)
+    split_registers(content, FANOUT)
     netlist.write_text(json.dumps(content))
     mark.write_text(key)
     return netlist

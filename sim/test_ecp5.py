@@ -12,7 +12,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.glue import mux
-from sim.ecp5 import MAP, cut_chains, no_collisions, plain_names, synthesise, tool
+from sim.ecp5 import MAP, cut_chains, no_collisions, plain_names, split_registers, synthesise, tool
 
 SUMS = """
 module sums(input [W-1:0] a, b, input minus, c, output [W-1:0] s, d, e, output lt, ge, slt, output [W:0] t);
@@ -131,3 +131,21 @@ def test_cut_chains():
     cut_chains({"modules": {"top": {"cells": cells, "ports": {"o": {"direction": "output", "bits": [7]}}}}})
     pins = {name: (c["connections"]["CIN"][0], c["connections"]["COUT"][0]) for name, c in cells.items()}
     assert pins == {"first": ("x", 5), "last": (5, "x"), "seen": ("0", 7)}
+
+
+def test_split_registers():
+    """Five readers, two for each copy, in the order of their numbers; the port stays with the register."""
+    def cell(kind, **pins):
+        return {"type": kind, "connections": {pin: list(bits) for pin, bits in pins.items()},
+                "port_directions": {pin: "output" if pin in "QZ" else "input" for pin in pins}}
+
+    cells = {"r": cell("TRELLIS_FF", DI=[3], CLK=[2], Q=[4]),
+             "alone": cell("TRELLIS_FF", DI=[4], CLK=[2], Q=[5])}
+    cells |= {f"l{k}": cell("LUT4", A=[4], Z=[10 + k]) for k in (10, 9, 2, 0)}
+    module = {"cells": cells, "netnames": {"top": {"bits": [30]}}, "ports": {"o": {"bits": [4]}}}
+    split_registers({"modules": {"top": module}}, 2)
+    reads = {name: (c["connections"].get("A") or c["connections"]["DI"])[0] for name, c in cells.items()}
+    copies = {name: c["connections"]["Q"][0] for name, c in cells.items() if c["type"] == "TRELLIS_FF"}
+    assert copies == {"r": 4, "alone": 5, "r_copy1": 31, "r_copy2": 32}
+    assert reads == {"alone": 4, "l0": 4, "l2": 31, "l9": 31, "l10": 32, "r": 3, "r_copy1": 3, "r_copy2": 3}
+    assert cells["r_copy2"]["connections"]["CLK"] == [2]

@@ -187,13 +187,15 @@ class Sram(wiring.Component):
                 continue
             index = names.index(self.first)
             others = asking & ~(1 << index)
-            passed_over = Signal(range(PATIENCE + 1), name=f"passed_over_{b}")
-            urgent = Signal(name=f"urgent_{b}")
+            passed_over = Signal(range(PATIENCE), name=f"passed_over_{b}")
+            urgent, patient = Signal(name=f"urgent_{b}"), Signal(name=f"patient_{b}", init=1)
             m.d.comb += [
-                urgent.eq(asking[index] & (passed_over != PATIENCE)),
+                urgent.eq(asking[index] & patient),
                 turns.requests.eq(others), turns.advance.eq(~urgent),
             ]
-            m.d.sync += passed_over.eq(Mux(urgent & others.any(), passed_over + 1, 0))
+            m.d.sync += [passed_over.eq(0), patient.eq(1)]
+            with m.If(urgent & others.any()):
+                m.d.sync += [passed_over.eq(passed_over + 1), patient.eq(passed_over != PATIENCE - 1)]
             grants.append((turns.grant & ~urgent.replicate(len(ports))) | (urgent << index))
         granted = Signal(len(ports))
         m.d.comb += granted.eq(Cat(Cat(grant[p] for grant in grants).any() for p in range(len(ports))))

@@ -9,7 +9,7 @@
 Each part has its own small command FIFO, so that the fetches of the next instructions run ahead.
 """
 
-from amaranth import Module, Mux, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect, flipped
 from amaranth.utils import ceil_log2
@@ -163,9 +163,11 @@ class Matmul(wiring.Component):
         m.d.comb += self.busy.eq(
             self.command.valid | m.submodules.signals_commands.level.any() | self.signal.valid
         )
+        seen = Signal(len(errors))  # what raises an error stops and holds its values
+        m.d.sync += seen.eq(Cat(valid for valid, *_ in errors))
         with m.If(~self.error.valid):
-            for valid, code, pc, value in reversed(errors):
-                with m.If(valid):
+            for k, (_, code, pc, value) in reversed(list(enumerate(errors))):
+                with m.If(seen[k]):
                     m.d.sync += [
                         self.error.valid.eq(1),
                         self.error.code.eq(code),

@@ -153,7 +153,8 @@ def test_edge_decodes_and_transposes(seed, stall):
                 cycles[0] += 1
                 if taken:
                     break
-            assert (to_bytes(ctx.get(dut.block)).view(np.int8) == np.asarray(block).astype(np.int8)).all(), f"block {i}"
+            got = to_bytes(ctx.get(dut.block)).view(np.int8)
+            assert (got == np.asarray(block).astype(np.int8)).all(), f"block {i}"
 
     simulate(
         dut,

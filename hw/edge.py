@@ -291,7 +291,8 @@ class StreamEdge(wiring.Component):
         block = turn.o | Cat(onehot_mux(select, codes), chunk[FP6_BITS:] & select[0].replicate(64))
 
         # Two slots, in turn. The next one loads in every cycle while it is free, whether a block comes or
-        # not. A block may be taken while it is on its way to its slot, and is read from there in the next cycle.
+        # not. A block may be taken while it is on its way to its slot, and is read from there in the next
+        # cycle.
         tail, head, shown = Signal(), Signal(), Signal()  # to be written next, taken next, taken last
         slots = [Signal(BLOCK_BITS, name=f"slot_{k}", reset_less=True) for k in range(2)]
         fps, fp = Signal(2), Signal()  # FP codes, in the slots and on `block`

@@ -19,12 +19,14 @@ class Column(wiring.Component):
 
     Members: `valid`, `swap`, `block` arrive from the left and leave one cycle later as `valid_o`, `swap_o`,
     `block_o`.
-    `swap` (with the first block of a pass) makes the shadow block active for this block and those after it.
+    While `swap` is high the active block follows the shadow block: with the first block of a pass, for this
+    block and those after it, and while none comes before that.
     `write` puts `stationary` into the shadow block.
     `dot`: the dot product, `LATENCY` cycles after its block was on `block`; holds while no block passes.
 
     Every multiplier has registers on both sides (the block and the active block; the product), so that it
-    fits a DSP block. Registers move only with a block, which keeps an idle array cheap to simulate.
+    fits a DSP block. Products and sums move only with a block, which keeps an idle array cheap to simulate.
+    Every enable is a register: hundreds of others share it.
     """
 
     LATENCY = 7
@@ -46,21 +48,22 @@ class Column(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        shadow, active = Signal(BLOCK_BITS, reset_less=True), Signal(BLOCK_BITS, reset_less=True)
+        shadow = Signal(BLOCK_BITS, reset_less=True)
+        active = Signal(BLOCK_BITS, reset_less=True)
+        block = Signal(BLOCK_BITS, reset_less=True)
         with m.If(self.write):
             m.d.sync += shadow.eq(self.stationary)
-        with m.If(self.valid & self.swap):
+        with m.If(self.swap):
             m.d.sync += active.eq(shadow)
-        m.d.sync += [self.valid_o.eq(self.valid), self.swap_o.eq(self.swap & self.valid)]
-        with m.If(self.valid):
-            m.d.sync += self.block_o.eq(self.block)
+        m.d.sync += [self.valid_o.eq(self.valid), self.swap_o.eq(self.swap), block.eq(self.block)]
+        m.d.comb += self.block_o.eq(block)
 
         # Products, then a binary adder tree with a register at every level, which costs nothing behind a
         # carry chain and keeps
         # synthesis from building compressor trees out of LUTs. `enable` follows the block through the stages.
         enable, stage = self.valid_o, 0
         terms = [
-            self.block_o[8 * i : 8 * i + 8].as_signed() * active[8 * i : 8 * i + 8].as_signed()
+            block[8 * i : 8 * i + 8].as_signed() * active[8 * i : 8 * i + 8].as_signed()
             for i in range(MX_BLOCK)
         ]
         while True:
@@ -89,7 +92,8 @@ class SystolicArray(wiring.Component):
     accumulator).
 
     A block with `swap` in cycle t takes the shadow of column c in cycle t + c: the shadow of column c must
-    not be written before cycle t + c, and must be complete before it.
+    not be written before cycle t + c, and must be complete before it. `swap` may be high without a block, but
+    not with the blocks of a pass after its first.
     """
 
     def __init__(self, config: TileConfig):

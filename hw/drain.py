@@ -55,7 +55,7 @@ class Drain(wiring.Component):
     commands with `emit` of which every write has become visible in this cycle. `error`, `error_addr`,
     `pc`: a write outside of the SRAM was refused; it and all after it are not done.
 
-    One lane word per cycle, also from command to command; a command with `max` takes three cycles more.
+    One lane word per cycle; between commands a cycle, after one with `max` four.
     Completion relies on the write port holding at most two accepted writes that are not yet visible (a skid
     buffer in front of the arbiter): a write is visible when `port.busy` is low or two more have been
     accepted.
@@ -109,76 +109,79 @@ class Drain(wiring.Component):
             Signal(signed(LIMIT_BITS + 1)),
             Signal(signed(LIMIT_BITS + 1)),
         )
-        last_word, new = left == 1, self.command.payload
-        m.d.comb += self.command.ready.eq(~active | finish)
+        last_word, new = Signal(), self.command.payload
+        m.d.comb += self.command.ready.eq(~active)
 
-        # Write register: a lane word, or the maxima after them. A word outside of the SRAM goes no further.
-        full, word, addr = Signal(), Signal(32 * config.columns, reset_less=True), Signal(32, reset_less=True)
+        # Write register: a lane word, or the maxima after them. A word outside of the SRAM goes no further:
+        # `full` without `inside`.
+        full, inside = Signal(), Signal()
+        word, addr = Signal(32 * config.columns, reset_less=True), Signal(32, reset_less=True)
         ends, resets, is_max, error_pc = Signal(), Signal(), Signal(), Signal(PC_BITS)
         req = self.port.req
         room, sent = Signal(), Signal()
-        inside = ~addr[exact_log2(config.sram_bytes) :].any()
         m.d.comb += [
-            req.valid.eq(full & inside),
-            sent.eq(req.valid & req.ready),
+            req.valid.eq(inside),
+            sent.eq(inside & req.ready),
             room.eq(~full | sent),
             self.error.eq(full & ~inside),
             self.error_addr.eq(addr),
             self.pc.eq(error_pc),
         ]
         maxima = [Signal(32, name=f"max_{r}", init=MINUS_INF) for r in lanes]
-        maximum = Signal()  # the lane words of the command are out, its maxima are due
+        # Lane words of the command are due; they are out, its maxima are due.
+        copies, maximum = Signal(), Signal()
         write_max = Signal()
         m.d.comb += [
-            pop.eq(active & command.emit & ~maximum & room & words.o.valid),
+            pop.eq(copies & room & words.o.valid),
             words.o.ready.eq(pop),
             write_max.eq(maximum & ~full),  # by then the last lane word is part of the maxima
             finish.eq(Mux(command.emit, Mux(command.max, write_max, pop & last_word), active & ~full)),
         ]
-        with m.If(sent):
-            m.d.sync += full.eq(0)
-        with m.If(pop):
-            hidden = Cat(command.mask & ~(reach(above, r) & ~reach(over, r)) for r in lanes)
+        hidden = Cat(command.mask & ~(reach(above, r) & ~reach(over, r)) for r in lanes)
+        target = Mux(maximum, command.max_out, command.out)
+        with m.If(room):  # loads in every cycle while it is free, whether a word comes or not
             m.d.sync += [
-                full.eq(1),
-                addr.eq(command.out),
-                ends.eq(last_word & ~command.max),
-                is_max.eq(0),
+                full.eq(pop | write_max),
+                inside.eq((pop | write_max) & ~target[exact_log2(config.sram_bytes) :].any()),
+                addr.eq(target),
+                ends.eq(maximum | (last_word & ~command.max)),
+                is_max.eq(maximum),
                 error_pc.eq(command.pc),
                 resets.eq(first & command.max_first),
+                *[
+                    word[32 * r : 32 * r + 32].eq(
+                        Mux(maximum, maxima[r],
+                            Mux(hidden[r], Const(MINUS_INF, 32), words.o.payload[32 * r : 32 * r + 32]))
+                    )
+                    for r in lanes
+                ],
+            ]
+        with m.If(pop):
+            m.d.sync += [
                 first.eq(0),
                 left.eq(left - 1),
+                last_word.eq(left == 2),
+                copies.eq(~last_word),
                 maximum.eq(last_word & command.max),
                 above.eq(above + 1),
                 over.eq(over + 1),
                 command.out.eq(command.out + config.lane_bytes),
-                word.eq(
-                    Cat(
-                        Mux(hidden[r], Const(MINUS_INF, 32), words.o.payload[32 * r : 32 * r + 32])
-                        for r in lanes
-                    )
-                ),
             ]
         with m.If(write_max):
+            m.d.sync += maximum.eq(0)
+        with m.If(finish):
+            m.d.sync += active.eq(0)
+        with m.If(~active):  # whether a command is there or not
             m.d.sync += [
-                full.eq(1),
-                addr.eq(command.max_out),
-                ends.eq(1),
-                is_max.eq(1),
-                word.eq(Cat(maxima)),
-                maximum.eq(0),
+                active.eq(self.command.valid),
+                copies.eq(self.command.valid & new.emit),
+                command.eq(new),
+                left.eq(new.n),
+                last_word.eq(new.n == 1),
+                first.eq(1),
+                above.eq(-new.lo),
+                over.eq(-new.hi),
             ]
-        # Last, so that it wins over the steps of the command that ends.
-        with m.If(self.command.ready):
-            m.d.sync += active.eq(self.command.valid)
-            with m.If(self.command.valid):
-                m.d.sync += [
-                    command.eq(new),
-                    left.eq(new.n),
-                    first.eq(1),
-                    above.eq(-new.lo),
-                    over.eq(-new.hi),
-                ]
 
         reset_only = active & ~command.emit & finish & command.max_first
         for r, best in enumerate(maxima):

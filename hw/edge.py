@@ -8,7 +8,7 @@ from amaranth.utils import exact_log2
 
 from .array import BLOCK_BITS
 from .config import MX_BLOCK
-from .glue import SkidBuffer, onehot_mux
+from .glue import onehot_mux
 from .memory import DualPortRam
 
 __all__ = [
@@ -65,10 +65,11 @@ def decode_block(raw, fp):
 class Transposer(wiring.Component):
     """32 x 32 byte transposer: one row in, one column out per tick, no double buffer.
 
-    Members: `tick` moves everything by one step; `phase` counts the ticks modulo 32; `i` is row `phase` of a
-    tile, `o` is column `phase` of the tile that went in during the 32 ticks before. Column `phase` has
+    Members: `tick` moves everything by one step, in the next cycle (thousands of registers need it from a
+    register); `phase` counts the ticks modulo 32; `i`, in the next cycle, is row `phase` of a tile, `o`, in
+    the next cycle, is column `phase` of the tile that went in during the 32 ticks before. Column `phase` has
     element t = byte `phase` of row t. `show`: a tile comes out; `last`: with this tick the last one has. `o`
-    is 0 while `show` is low, if it falls with `last`.
+    is 0 in cycles after those with `show` low, if it falls with `last`.
 
     Lane b and time t are exchanged bit by bit: for each bit s, from 16 down to 1, lanes with the bit set are
     delayed by s, lanes b and b + s are swapped in ticks whose phase has the bit set, then lanes with the bit
@@ -101,26 +102,31 @@ class Transposer(wiring.Component):
             for tick in range(ticks):
                 earlier, output = later, name == "after_1"  # of half the lanes
                 later = Signal(8 * len(lanes), name=f"{name}_{tick}", reset_less=not output)
-                with m.If(self.tick):
+                with m.If(self._moves):
                     m.d.sync += later.eq(earlier)
             if output:
-                with m.If(self.tick & self.last):
+                clear = Signal()
+                m.d.sync += clear.eq(self.tick & self.last)
+                with m.If(clear):
                     m.d.sync += later.eq(0)
         else:
             m.submodules[name] = ram = DualPortRam(width=8 * len(lanes), depth=ticks)
-            place = self.phase[: exact_log2(ticks)]
+            place, following = Signal(exact_log2(ticks)), Signal(exact_log2(ticks))
+            m.d.sync += [place.eq(self.phase), following.eq(self.phase + 1)]
             m.d.comb += [
                 ram.waddr.eq(place),
                 ram.wdata.eq(Cat(lanes)),
-                ram.wstrb.eq(self.tick),
-                ram.raddr.eq(place + 1),
-                ram.ren.eq(self.tick),
+                ram.wstrb.eq(self._moves),
+                ram.raddr.eq(following),
+                ram.ren.eq(self._moves),
             ]
             later = ram.rdata
         return [later[8 * i : 8 * i + 8] for i in range(len(lanes))]
 
     def elaborate(self, platform):
         m = Module()
+        self._moves, shown = Signal(), Signal()
+        m.d.sync += [self._moves.eq(self.tick), shown.eq(self.show)]
         lanes = [self.i[8 * b : 8 * b + 8] for b in range(MX_BLOCK)]
         for s in (16, 8, 4, 2, 1):
             high = [b for b in range(MX_BLOCK) if b & s]
@@ -129,18 +135,20 @@ class Transposer(wiring.Component):
                 lanes[b] = late
             phase = self.phase if s >= self.CUT else self.phase - 1
             swap = Signal(name=f"swap_{s}")
-            m.d.comb += swap.eq(phase[exact_log2(s)])
+            m.d.sync += swap.eq(phase[exact_log2(s)])
             a, b = (Signal(BLOCK_BITS // 2, name=f"{side}_{s}") for side in ("low", "high"))
             m.d.comb += [a.eq(Cat(lanes[x] for x in low)), b.eq(Cat(lanes[x] for x in high))]
             to_low, to_high = Signal.like(a, name=f"to_low_{s}"), Signal.like(b, name=f"to_high_{s}")
-            shown = self.show if s == 1 else 1
-            m.d.comb += [to_low.eq(Mux(swap, b, a)), to_high.eq(Mux(shown, Mux(swap, a, b), 0))]
+            m.d.comb += [
+                to_low.eq(Mux(swap, b, a)),
+                to_high.eq(Mux(swap, a, b) & (shown if s == 1 else Const(1)).replicate(len(a))),
+            ]
             late = self._delay(m, f"after_{s}", [to_low[8 * i : 8 * i + 8] for i in range(len(low))], s)
             for i, (x, y) in enumerate(zip(low, high)):
                 lanes[x], lanes[y] = late[i], to_high[8 * i : 8 * i + 8]
             if s == self.CUT:
                 cut = Signal(BLOCK_BITS, reset_less=True)
-                with m.If(self.tick):
+                with m.If(self._moves):
                     m.d.sync += cut.eq(Cat(lanes))
                 lanes = [cut[8 * x : 8 * x + 8] for x in range(MX_BLOCK)]
         m.d.comb += self.o.eq(Cat(lanes))
@@ -156,12 +164,15 @@ class StreamEdge(wiring.Component):
     """Chunks of 32 bytes -> blocks of 32 signed bytes (integer form with `FRACTION_BITS`), for one command
     after another.
 
-    Members: `command` (edge_command), `i` chunks, `o` blocks. A pass starts with a new chunk; it takes n
+    Members: `command` (edge_command), `i` chunks; `valid`: there is a block, `take` (only then) takes it, and
+    in the next cycle it is on `block`. A pass starts with a new chunk; it takes n
     chunks (MXINT8), ceil(3n / 4) (MXFP6: 24-byte blocks across chunks), ceil(n / 2) (MXFP4) or 32
     (transposed). One block per cycle in every format, also from command to command; a transposed tile comes
     out while the next one goes in.
-    Transposition to plain needs the 32 ticks in which the last tile comes out, and nothing else. `o` is
-    decoded combinationally from a register; `i.ready` is free of `o.ready`.
+    Transposition to plain needs the 32 ticks in which the last tile comes out, and nothing else. `valid`
+    rises in the cycle after the block's chunk was taken: control runs a cycle ahead of the data, so that
+    what moves them comes from registers. `block` is decoded combinationally from a register; `i.ready`
+    is free of `i.valid` and `take`.
     """
 
     def __init__(self):
@@ -169,46 +180,46 @@ class StreamEdge(wiring.Component):
             {
                 "command": In(stream.Signature(edge_command)),
                 "i": In(stream.Signature(BLOCK_BITS)),
-                "o": Out(stream.Signature(BLOCK_BITS)),
+                "valid": Out(1),
+                "take": In(1),
+                "block": Out(BLOCK_BITS),
             }
         )
 
     def elaborate(self, platform):
         m = Module()
         m.submodules.transposer = turn = Transposer()
-        # Output register, and room for what comes while it waits.
-        m.submodules.blocks = blocks = SkidBuffer(data.StructLayout({"raw": BLOCK_BITS, "fp": 1}))
-        m.d.comb += [
-            self.o.valid.eq(blocks.o.valid),
-            blocks.o.ready.eq(self.o.ready),
-            self.o.payload.eq(decode_block(blocks.o.payload.raw, blocks.o.payload.fp)),
-        ]
-        room = blocks.i.ready
-        command = Signal(edge_command)
+        room = Signal(init=1)  # for a block; `put` decides on one
+        command, new = Signal(edge_command), self.command.payload
         active, finish = Signal(), Signal()
-        left, which = Signal(COUNT_BITS), Signal(PASS_BITS)  # blocks left in the pass; its number, from 1
-        last_block, last_pass = Signal(), which == command.k
-        m.d.comb += last_block.eq(left == 1)
+        left, passes = Signal(COUNT_BITS), Signal(PASS_BITS)  # blocks left in the pass; passes left
+        last_block, last_pass = Signal(), Signal()  # 1 left
 
         # Plain blocks: `place`, one-hot, is the position of the block within 4 (MXFP6; MXINT8 stays at 0) or
         # within 2 (MXFP4: 4, 5); `rest` is the chunk before.
-        chunk, rest = self.i.payload, Signal(FP6_BITS, reset_less=True)
         is_fp6, is_fp4 = command.fmt == FP6, command.fmt == FP4
-        place, take, step, whole = Signal(6), Signal(), Signal(), Signal()
+        place, may_take, take, whole, steps = Signal(6), Signal(), Signal(), Signal(), Signal()
         quiet = Signal()  # no tile is in the transposer
         m.d.comb += [
             whole.eq(place[3]),  # the rest holds a whole block
-            take.eq(active & ~command.transpose & quiet & room & (self.i.valid | whole)),
-            step.eq(take & ~whole & ~(place[4] & ~last_block)),
+            steps.eq(~whole & ~(place[4] & ~last_block)),  # to the next chunk
+            may_take.eq(active & ~command.transpose & quiet & room),
+            take.eq(may_take & (self.i.valid | whole)),
         ]
-        with m.If(step & is_fp6):
-            m.d.sync += rest.eq(chunk[BLOCK_BITS - FP6_BITS :])
-        with m.If(take):
-            m.d.sync += [
-                place.eq(Mux(last_block, Mux(is_fp4, 16, 1), Cat(
-                    place[3] | (place[0] & ~is_fp6), place[0] & is_fp6, place[1:3], place[5], place[4]))),
-                left.eq(Mux(last_block, command.n, left - 1)),
-            ]
+        # The counters' next values do not depend on late signals, only whether they move.
+        with m.If(take | self.command.ready):
+            with m.If(~active | command.transpose | (last_block & last_pass)):
+                m.d.sync += [left.eq(new.n), last_block.eq(new.n == 1),
+                             place.eq(Mux(new.fmt == FP4, 16, 1))]
+            with m.Elif(last_block):
+                m.d.sync += [left.eq(command.n), last_block.eq(command.n == 1),
+                             place.eq(Mux(is_fp4, 16, 1))]
+            with m.Else():
+                m.d.sync += [
+                    left.eq(left - 1), last_block.eq(left == 2),
+                    place.eq(Cat(place[3] | (place[0] & ~is_fp6), place[0] & is_fp6, place[1:3],
+                                 place[5], place[4])),
+                ]
 
         # Transposed tiles: windows of 32 ticks; in each, a tile goes in (`filling`), or the one before comes
         # out, or both.
@@ -222,7 +233,6 @@ class StreamEdge(wiring.Component):
             quiet.eq(first_tick & ~leaving),
             turn.tick.eq(tick),
             turn.phase.eq(clock),
-            turn.i.eq(chunk),
             turn.show.eq(leaving),
             turn.last.eq(last_tick & ~fill),
         ]
@@ -244,13 +254,32 @@ class StreamEdge(wiring.Component):
             ]
 
         # Either way.
-        pass_end = (take & last_block) | (window_end & fill)
+        pass_end, put = (take & last_block) | (window_end & fill), take | (tick & wanted)
         m.d.comb += [
-            self.i.ready.eq(step | (tick & fill)),
+            self.i.ready.eq((may_take & steps) | (fill & (~wanted | room))),
             finish.eq(pass_end & last_pass),
             self.command.ready.eq(~active | finish),
         ]
-        # AND-OR: 4 LUT4 a bit. A column of a tile is 0 unless one comes out.
+        with m.If(self.command.ready):
+            m.d.sync += [active.eq(self.command.valid), command.eq(new)]
+        with m.If(pass_end | ~active):
+            with m.If(~active | last_pass):
+                m.d.sync += [passes.eq(new.k), last_pass.eq(new.k == 1)]
+            with m.Else():
+                m.d.sync += [passes.eq(passes - 1), last_pass.eq(passes == 2)]
+
+        # A cycle later: the chunk, and what becomes of it. AND-OR: 4 LUT4 a bit. A column of a tile is 0
+        # unless one comes out.
+        chunk, rest = Signal(BLOCK_BITS, reset_less=True), Signal(FP6_BITS, reset_less=True)
+        select, keeps = Signal(len(place)), Signal()
+        m.d.sync += [
+            chunk.eq(self.i.payload),
+            select.eq(place & (~leaving).replicate(len(place))),
+            keeps.eq(take & steps & is_fp6),
+        ]
+        m.d.comb += turn.i.eq(chunk)
+        with m.If(keeps):
+            m.d.sync += rest.eq(chunk[BLOCK_BITS - FP6_BITS :])
         codes = (
             chunk[:FP6_BITS],
             Cat(rest[128:], chunk[:128]),
@@ -259,23 +288,28 @@ class StreamEdge(wiring.Component):
             fp4_codes(chunk[:128]),
             fp4_codes(chunk[128:]),
         )
-        select = place & (~leaving).replicate(len(place))
-        m.d.comb += [
-            blocks.i.valid.eq(take | (tick & wanted)),
-            blocks.i.payload.fp.eq(~leaving & (is_fp4 | is_fp6)),
-            blocks.i.payload.raw.eq(
-                turn.o | Cat(onehot_mux(select, codes), chunk[FP6_BITS:] & select[0].replicate(64))
-            ),
+        block = turn.o | Cat(onehot_mux(select, codes), chunk[FP6_BITS:] & select[0].replicate(64))
+
+        # Two slots, in turn. The next one loads in every cycle while it is free, whether a block comes or
+        # not. A block may be taken while it is on its way to its slot, and is read from there in the next
+        # cycle.
+        tail, head, shown = Signal(), Signal(), Signal()  # to be written next, taken next, taken last
+        slots = [Signal(BLOCK_BITS, name=f"slot_{k}", reset_less=True) for k in range(2)]
+        fps, fp = Signal(2), Signal()  # FP codes, in the slots and on `block`
+        for k, slot in enumerate(slots):
+            loads, free = Signal(name=f"loads_{k}"), room & (tail == k)
+            m.d.sync += loads.eq(free)
+            with m.If(loads):
+                m.d.sync += slot.eq(block)
+            with m.If(free):
+                m.d.sync += fps[k].eq(~leaving & (is_fp4 | is_fp6))
+        m.d.sync += [
+            tail.eq(tail ^ put),
+            head.eq(head ^ self.take),
+            shown.eq(head),
+            fp.eq(Mux(head, fps[1], fps[0])),
+            self.valid.eq(put | ~room | (self.valid & ~self.take)),
+            room.eq(self.take | ~self.valid | (room & ~put)),
         ]
-        with m.If(pass_end):
-            m.d.sync += which.eq(which + 1)
-        with m.If(self.command.ready):
-            m.d.sync += active.eq(self.command.valid)
-            with m.If(self.command.valid):
-                m.d.sync += [
-                    command.eq(self.command.payload),
-                    left.eq(self.command.payload.n),
-                    which.eq(1),
-                    place.eq(Mux(self.command.payload.fmt == FP4, 16, 1)),
-                ]
+        m.d.comb += self.block.eq(decode_block(Mux(shown, *reversed(slots)), fp))
         return m

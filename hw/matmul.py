@@ -9,7 +9,7 @@
 Each part has its own small command FIFO, so that the fetches of the next instructions run ahead.
 """
 
-from amaranth import Module, Mux, Signal
+from amaranth import Cat, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect, flipped
 from amaranth.utils import ceil_log2
@@ -47,7 +47,7 @@ class Matmul(wiring.Component):
     blocks (the time to load the next stationary set) and `Accumulators.revisit` blocks (before a sum is
     continued); shorter passes are padded with idle cycles. A lane word is written for each block of a last
     pass; the pipeline never stalls, blocks of last passes wait for credits.
-    Latency: `latency` cycles from the block's entry to its lane word in the drain's FIFO.
+    Latency: `latency` cycles from the decision on a block to its lane word in the drain's FIFO.
     Errors (first one held): SRAM_RANGE, ALIGNMENT (value: address), ILLEGAL_OPERAND (value: n, k or flags).
     Signals leave in instruction order: sig_a when all operands have been read, sig_b and sig_c when the last
     write is visible.
@@ -56,7 +56,7 @@ class Matmul(wiring.Component):
     def __init__(self, config: TileConfig):
         self.config = config
         self.array, self.accumulators = SystolicArray(config), Accumulators(config)
-        self.latency = self.array.latency - Accumulators.DOT_DELAY + self.accumulators.latency
+        self.latency = 1 + self.array.latency - Accumulators.DOT_DELAY + self.accumulators.latency
         super().__init__(
             {
                 **unit_members(config, BY_OP[Op.MATMUL]),
@@ -122,22 +122,25 @@ class Matmul(wiring.Component):
         connect(m, elements["stat"], loader.i)
         m.submodules.scales = scales = SkidBuffer(8)
         element = elements["scale"]
-        m.d.comb += [
-            scales.i.valid.eq(element.valid),
-            element.ready.eq(scales.i.ready),
-            scales.i.payload.eq(element.payload.data.word_select(element.payload.offset, 8)),
-        ]
+        m.d.comb += element.ready.eq(~scales.i.valid | scales.i.ready)
+        with m.If(element.ready):  # a register behind the byte select
+            m.d.sync += [
+                scales.i.valid.eq(element.valid),
+                scales.i.payload.eq(element.payload.data.word_select(element.payload.offset, 8)),
+            ]
 
-        # Array and accumulators; the tag waits for the columns.
+        # Array and accumulators; the tag waits for the columns. A block enters the array in the cycle after
+        # the decision on it.
         m.submodules.array, m.submodules.accumulators = array, accumulators = self.array, self.accumulators
         entry = Signal(tag_layout(config))
         tag = entry
-        for i in range(array.latency - Accumulators.DOT_DELAY - 1):
+        for i in range(array.latency - Accumulators.DOT_DELAY):
             later = Signal(tag_layout(config), name=f"wait{i}")
             m.d.sync += later.eq(tag)
             tag = later
         m.d.comb += [
-            array.block.eq(edge.o.payload),
+            array.valid.eq(entry.valid),
+            array.block.eq(edge.block),
             array.write.eq(loader.write),
             array.stationary.eq(loader.stationary),
             accumulators.tag.eq(tag),
@@ -155,14 +158,16 @@ class Matmul(wiring.Component):
         m.d.comb += [drain.valid.eq(accumulators.valid), drain.i.eq(accumulators.o)]
         errors.append((drain.error, Error.SRAM_RANGE, drain.pc, drain.error_addr))
 
-        read_all = self._issue(m, commands["issue"], edge.o, scales.o, loader, drain, entry)
+        read_all = self._issue(m, commands["issue"], edge, scales.o, loader, drain, entry)
         self._signals(m, commands["signals"], read_all, drain.done)
         m.d.comb += self.busy.eq(
             self.command.valid | m.submodules.signals_commands.level.any() | self.signal.valid
         )
+        seen = Signal(len(errors))  # what raises an error stops and holds its values
+        m.d.sync += seen.eq(Cat(valid for valid, *_ in errors))
         with m.If(~self.error.valid):
-            for valid, code, pc, value in reversed(errors):
-                with m.If(valid):
+            for k, (_, code, pc, value) in reversed(list(enumerate(errors))):
+                with m.If(seen[k]):
                     m.d.sync += [
                         self.error.valid.eq(1),
                         self.error.code.eq(code),
@@ -174,7 +179,7 @@ class Matmul(wiring.Component):
     def _issue(self, m, commands, blocks, scales, loader, drain, entry):
         """Let blocks into the array; returns the event "last block of an instruction"."""
         config, array, revisit = self.config, self.array, self.accumulators.revisit
-        command, active = Signal(issue_layout(config)), Signal()
+        command, active, over = Signal(issue_layout(config)), Signal(), Signal()
         left, passes, psum = Signal(COUNT_BITS), Signal(PASS_BITS), Signal(ceil_log2(config.psum_depth))
         start, start_sum, final = (
             Signal(),
@@ -183,54 +188,60 @@ class Matmul(wiring.Component):
         )  # first block of a pass; first pass of new sums; last pass, emitted
         which = Signal(ceil_log2(SCALE_SETS))  # number of stationary sets taken so far
         gap, waits = Signal(range(revisit)), Signal()  # idle cycles due before a sum may be continued; not 0
-        pass_end, end, fire = Signal(), Signal(), Signal()
+        # Last block of a pass, last pass, last block of all; the event `fire`: a block is let in.
+        pass_end, last_pass, end, fire = Signal(), Signal(), Signal(), Signal()
         new = commands.payload
 
         operands = blocks.valid & (scales.valid | ~command.has_scale)
         stationary = ~start | loader.full
         room = ~final | drain.credit
         m.d.comb += [
-            pass_end.eq(left == 1),
-            end.eq(fire & pass_end & (passes == 1)),
+            over.eq(~active | (pass_end & last_pass)),
+            end.eq(fire & pass_end & last_pass),
             fire.eq(active & operands & stationary & room & (~start | start_sum | ~waits)),
-            blocks.ready.eq(fire),
+            blocks.take.eq(fire),
             scales.ready.eq(fire & command.has_scale),
-            array.valid.eq(fire),
-            array.swap.eq(start),
             loader.swap.eq(fire & start),
             drain.reserve.eq(fire & final),
             commands.ready.eq(~active | end),
         ]
-        with m.If(fire):
-            m.d.sync += [left.eq(left - 1), psum.eq(psum + 1), start.eq(pass_end)]
-            with m.If(start):
-                m.d.sync += which.eq(which + 1)
-            with m.If(pass_end):
-                m.d.sync += [
-                    left.eq(command.n),
-                    psum.eq(command.psum),
-                    passes.eq(passes - 1),
-                    start_sum.eq(0),
-                    final.eq(command.last & (passes == 2)),
-                ]
-        # Block j of the next pass must enter at least `revisit` cycles after block j of this one.
-        with m.If(fire & pass_end):
-            m.d.sync += [gap.eq(revisit - command.n), waits.eq(command.n < revisit)]
-        with m.Elif(waits):
-            m.d.sync += [gap.eq(gap - 1), waits.eq(gap != 1)]
+        m.d.sync += array.swap.eq(start)
+        with m.If(fire & start):
+            m.d.sync += which.eq(which + 1)
+        # `fire` is late: the next values do not depend on it, and a command is loaded whether it is valid or
+        # not.
         with m.If(commands.ready):
-            m.d.sync += active.eq(commands.valid)
-            with m.If(commands.valid):
+            m.d.sync += [active.eq(commands.valid), command.eq(new)]
+        with m.If(fire | ~active):
+            with m.If(over):
                 m.d.sync += [
-                    command.eq(new),
                     left.eq(new.n),
+                    pass_end.eq(new.n == 1),
                     passes.eq(new.k),
+                    last_pass.eq(new.k == 1),
                     psum.eq(new.psum),
                     start.eq(1),
                     start_sum.eq(new.first),
                     final.eq(new.last & (new.k == 1)),
                 ]
-
+            with m.Elif(pass_end):
+                m.d.sync += [
+                    left.eq(command.n),
+                    pass_end.eq(command.n == 1),
+                    passes.eq(passes - 1),
+                    last_pass.eq(passes == 2),
+                    psum.eq(command.psum),
+                    start.eq(1),
+                    start_sum.eq(0),
+                    final.eq(command.last & (passes == 2)),
+                ]
+            with m.Else():
+                m.d.sync += [left.eq(left - 1), pass_end.eq(left == 2), psum.eq(psum + 1), start.eq(0)]
+        # Block j of the next pass must enter at least `revisit` cycles after block j of this one.
+        with m.If(fire & pass_end):
+            m.d.sync += [gap.eq(revisit - command.n), waits.eq(command.n < revisit)]
+        with m.Elif(waits):
+            m.d.sync += [gap.eq(gap - 1), waits.eq(gap != 1)]
         weight = Mux(command.has_scale, scales.payload, ONE_SCALE)
         m.d.sync += [
             entry.valid.eq(fire),
@@ -239,17 +250,14 @@ class Matmul(wiring.Component):
             self.count_wait_stream.eq(active & ~operands),
             self.count_wait_stat.eq(active & operands & ~stationary),
             self.count_wait_drain.eq(active & operands & stationary & ~room),
+            entry.set.eq(which + start - 1),
+            entry.exp.eq(weight + command.exp),
+            entry.nan.eq(weight == 255),
+            entry.psum.eq(psum),
+            entry.start.eq(start_sum),
+            entry.keep.eq(~final),
+            entry.emit.eq(final),
         ]
-        with m.If(fire):
-            m.d.sync += [
-                entry.set.eq(which + start - 1),
-                entry.exp.eq(weight + command.exp),
-                entry.nan.eq(weight == 255),
-                entry.psum.eq(psum),
-                entry.start.eq(start_sum),
-                entry.keep.eq(~final),
-                entry.emit.eq(final),
-            ]
         return end
 
     def _signals(self, m, commands, read_all, written):

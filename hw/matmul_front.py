@@ -38,7 +38,7 @@ def issue_layout(config: TileConfig) -> data.StructLayout:
 
 
 class MatmulFrontEnd(wiring.Component):
-    """Checks an instruction and splits it into the commands of the parts; one instruction in two cycles.
+    """Checks an instruction and splits it into the commands of the parts; one instruction in three cycles.
 
     Members: `command`; one command stream per part, all of which take theirs in the same cycle; `error`.
     An instruction with n = 0 or k <= 0 only reaches `signals`. k is limited to 65535.
@@ -72,9 +72,8 @@ class MatmulFrontEnd(wiring.Component):
         n, rows = c.n[:COUNT_BITS], flags.rows
         has_scale = c.mask[BY_OP[Op.MATMUL].index("scale")]
 
-        # Cycle 1: checks and sums into registers. Cycle 2: hand out.
-        checked, bad, code, value = Signal(), Signal(), Signal(4), Signal(32)
-        runs, chunks = Signal(), Signal(COUNT_BITS)
+        # Cycle 1: checks and sums into registers. Cycle 2: may it go? Cycle 3: hand out.
+        checked, runs, chunks = Signal(), Signal(), Signal(COUNT_BITS)
         lo, hi, exp = Signal(signed(12)), Signal(signed(12)), Signal(signed(10))
         fp_operands = Signal(2)
         illegal = (
@@ -87,19 +86,20 @@ class MatmulFrontEnd(wiring.Component):
         too_wide = c.psum[11:].any() | c.n[11:].any() | (c.psum[:11] + c.n[:11] > config.psum_depth)
         lane_mask = exact_log2(config.lane_bytes)
         nothing = (c.n == 0) | (c.k == 0) | c.k[31]
-        faults = (
+        faults = (  # first one holds; all but the first only if the instruction runs
             (c.n[31], Error.ILLEGAL_OPERAND, c.n),
-            (~nothing & illegal, Error.ILLEGAL_OPERAND, c.flags),
-            (~nothing & too_wide, Error.ILLEGAL_OPERAND, c.n),
-            (~nothing & c.k[PASS_BITS:].any(), Error.ILLEGAL_OPERAND, c.k),
-            (~nothing & flags.last & c.out[:lane_mask].any(), Error.ALIGNMENT, c.out),
-            (~nothing & flags.last & flags.max & c.max_out[:lane_mask].any(), Error.ALIGNMENT, c.max_out),
+            (illegal, Error.ILLEGAL_OPERAND, c.flags),
+            (too_wide, Error.ILLEGAL_OPERAND, c.n),
+            (c.k[PASS_BITS:].any(), Error.ILLEGAL_OPERAND, c.k),
+            (flags.last & c.out[:lane_mask].any(), Error.ALIGNMENT, c.out),
+            (flags.last & flags.max & c.max_out[:lane_mask].any(), Error.ALIGNMENT, c.max_out),
         )
+        found = Signal(len(faults))
+        bad = found[0] | (runs & found[1:].any())
         m.d.comb += fp_operands.eq((flags.stream_fmt != INT8) + (flags.stat_fmt != INT8))
         saved = FRACTION_BITS[INT8] - FRACTION_BITS[FP6]
         m.d.sync += [
-            checked.eq(self.command.valid & ~checked),
-            bad.eq(0),
+            found.eq(Cat(fault for fault, _, _ in faults)),
             runs.eq(~nothing),
             chunks.eq(
                 Mux(
@@ -122,9 +122,6 @@ class MatmulFrontEnd(wiring.Component):
                 )
             ),
         ]
-        for fault, kind, what in reversed(faults):
-            with m.If(fault):
-                m.d.sync += [bad.eq(1), code.eq(kind), value.eq(what)]
 
         common = {"n": n, "k": c.k[:PASS_BITS], "pc": c.pc}
         commands = {
@@ -182,24 +179,25 @@ class MatmulFrontEnd(wiring.Component):
             },
         }
         ports = {name: getattr(self, name) for name in self.parts}
-        go, fail = Signal(), Signal()
+        go, fail, good, room = Signal(), Signal(), Signal(), Signal()  # room: in every part, and it stays
         failed = self.error.valid
         m.d.comb += [
-            go.eq(checked & ~bad & ~failed & Cat(port.ready for port in ports.values()).all()),
+            good.eq(checked & ~bad & ~failed & room),
             fail.eq(checked & bad & ~failed),
             self.command.ready.eq(go),
+        ]
+        m.d.sync += [
+            room.eq(Cat(port.ready for port in ports.values()).all()),
+            checked.eq(Mux(checked, ~good, self.command.valid & ~go)),
+            go.eq(good),
         ]
         for name, port in ports.items():
             wanted = {"signals": 1, "walk_scale": runs & has_scale}.get(name, runs)
             m.d.comb += port.valid.eq(go & wanted)
             m.d.comb += [port.payload[field].eq(source) for field, source in commands[name].items()]
-        with m.If(checked & ~go):
-            m.d.sync += [checked.eq(1), bad.eq(bad)]
         with m.If(fail):
-            m.d.sync += [
-                self.error.valid.eq(1),
-                self.error.code.eq(code),
-                self.error.pc.eq(c.pc),
-                self.error.value.eq(value),
-            ]
+            m.d.sync += [self.error.valid.eq(1), self.error.pc.eq(c.pc)]
+            for k, (_, code, value) in reversed(list(enumerate(faults))):
+                with m.If(found[k]):
+                    m.d.sync += [self.error.code.eq(code), self.error.value.eq(value)]
         return m

@@ -52,7 +52,7 @@ class StationaryLoader(wiring.Component):
         columns, element = self.config.columns, self.i.payload
         command, active, finish = Signal(loader_layout), Signal(), Signal()
         which, row, blocks = Signal(PASS_BITS), Signal(6), Signal()  # number of the pass, from 1
-        present = row < command.rows
+        present = Signal(init=1)  # row < command.rows
         take, take_scale, take_block = Signal(), Signal(), Signal()
         last_row = Mux(blocks, row == columns - 1, row + 1 == command.rows)
         m.d.comb += [
@@ -64,7 +64,7 @@ class StationaryLoader(wiring.Component):
             self.command.ready.eq(~active | finish),
         ]
         with m.If(take):
-            m.d.sync += row.eq(Mux(last_row, 0, row + 1))
+            m.d.sync += [row.eq(Mux(last_row, 0, row + 1)), present.eq(last_row | (row + 1 < command.rows))]
             with m.If(last_row):
                 m.d.sync += blocks.eq(~blocks)
         with m.If(take_block & last_row):
@@ -76,16 +76,21 @@ class StationaryLoader(wiring.Component):
             with m.If(self.command.valid):
                 m.d.sync += [command.eq(self.command.payload), which.eq(1)]
 
-        # Scale bytes gather in `scales`; the set is stored when its first block arrives.
-        scale = element.data.word_select(element.offset, 8)
-        m.d.comb += self.scale_write.eq(take_block & (row == 0))
+        # Scale bytes gather in `scales`; the set is stored when its first block arrives. All of it a cycle
+        # later: the byte select takes time.
+        scale, places = Signal(8, reset_less=True), Signal(columns)
+        m.d.sync += [
+            scale.eq(element.data.word_select(element.offset, 8)),
+            places.eq(Cat(take_scale & (row == r) for r in range(columns))),
+            self.scale_write.eq(take_block & (row == 0)),
+        ]
         with m.If(self.scale_write):
             m.d.sync += [
                 self.scale_set.eq(self.scale_set + 1),
                 self.scales.eq(Cat(*[Const(ONE_SCALE, 8)] * columns)),
             ]
         for r in range(columns):
-            with m.If(take_scale & (row == r)):
+            with m.If(places[r]):
                 m.d.sync += self.scales[8 * r : 8 * r + 8].eq(scale)
 
         # Blocks: one register, then the decoder, which does not look at the upper bits of FP codes.
@@ -96,13 +101,12 @@ class StationaryLoader(wiring.Component):
             Cat(~is_fp4, is_fp4 & ~upper, is_fp4 & upper),
             (chunk[:FP6_BITS], fp4_codes(chunk[:128]), fp4_codes(chunk[128:])),
         )
-        m.d.sync += self.write.eq(Cat(take_block & (row == r) for r in range(columns)))
-        with m.If(take_block):
-            m.d.sync += [
-                fp.eq(command.fmt != INT8),
-                raw.eq(Cat(codes, chunk[FP6_BITS:])),
-            ]
-            with m.If(~present):
-                m.d.sync += raw.eq(0)
+        m.d.sync += [
+            self.write.eq(Cat(take_block & (row == r) for r in range(columns))),
+            fp.eq(command.fmt != INT8),
+            raw.eq(Cat(codes, chunk[FP6_BITS:])),
+        ]
+        with m.If(~present):
+            m.d.sync += raw.eq(0)
         m.d.comb += self.stationary.eq(decode_block(raw, fp))
         return m

@@ -48,22 +48,22 @@ class _Walker(wiring.Component):
         )
 
     def _flow(self, m, layout, end):
-        """(command being walked, step, load): `step` moves to the next address, `load` takes the next
-        command."""
-        command, valid, load, step = Signal(layout), Signal(), Signal(), Signal()
+        """(command being walked, move, fresh): `move` goes on to the next address, `fresh` to the next
+        command's first. `move` is late: next values should depend on `fresh` alone, and registers load from a
+        command that is not valid too."""
+        command, valid, step, move, fresh = Signal(layout), Signal(), Signal(), Signal(), Signal()
         m.d.comb += [
             self.o.valid.eq(valid & ~self.misaligned),
             self.o.payload.last.eq(end),
             self.pc.eq(command.pc),
             step.eq(self.o.valid & self.o.ready),
+            move.eq(~valid | step),
+            fresh.eq(~valid | end),
             self.command.ready.eq(~valid | (step & end)),
-            load.eq(self.command.valid & self.command.ready),
         ]
         with m.If(self.command.ready):
-            m.d.sync += valid.eq(self.command.valid)
-        with m.If(load):
-            m.d.sync += command.eq(self.command.payload)
-        return command, valid, step, load
+            m.d.sync += [valid.eq(self.command.valid), command.eq(self.command.payload)]
+        return command, move, fresh, valid
 
 
 class PassWalker(_Walker):
@@ -78,22 +78,28 @@ class PassWalker(_Walker):
         m = Module()
         addr, new = self.o.payload.addr, self.command.payload
         start, following = Signal(32), Signal(32)  # of this pass, of the next (of the first of a command)
-        # Numbers of the element and of the pass, from 1: a reset to 1 is free, a reload is not.
+        # Numbers of the element and of the pass, from 1, and whether they are the last.
         element, which, pass_end, last_pass = Signal(COUNT_BITS), Signal(PASS_BITS), Signal(), Signal()
-        command, valid, step, load = self._flow(m, pass_layout, pass_end & last_pass)
-        m.d.comb += [
-            pass_end.eq(element == command.n),
-            last_pass.eq(which == command.k),
-            following.eq(Mux(load, new.base, start + command.step)),
-        ]
+        command, move, fresh, valid = self._flow(m, pass_layout, pass_end & last_pass)
+        m.d.comb += following.eq(Mux(fresh, new.base, start + command.step))
         if self.size > 1:
             m.d.comb += self.misaligned.eq(valid & addr[: exact_log2(self.size)].any())
-        with m.If(load | (step & pass_end)):
-            m.d.sync += [addr.eq(following), start.eq(following), element.eq(1), which.eq(which + 1)]
-        with m.Elif(step):
-            m.d.sync += [addr.eq(addr + self.size), element.eq(element + 1)]
-        with m.If(load):
-            m.d.sync += which.eq(1)
+        with m.If(move):
+            with m.If(fresh | pass_end):
+                m.d.sync += [
+                    addr.eq(following),
+                    start.eq(following),
+                    element.eq(1),
+                    pass_end.eq(Mux(fresh, new.n, command.n) == 1),
+                    which.eq(Mux(fresh, 1, which + 1)),
+                    last_pass.eq(Mux(fresh, new.k == 1, which + 1 == command.k)),
+                ]
+            with m.Else():
+                m.d.sync += [
+                    addr.eq(addr + self.size),
+                    element.eq(element + 1),
+                    pass_end.eq(element + 1 == command.n),
+                ]
         return m
 
 
@@ -111,24 +117,33 @@ class StationaryWalker(_Walker):
         addr, new = self.o.payload.addr, self.command.payload
         blocks = Signal()  # walking through blocks, not scales
         scales, next_scales, next_blocks = Signal(32), Signal(32), Signal(32)  # starts of passes
-        row, which, row_end, last_pass = Signal(6), Signal(PASS_BITS), Signal(), Signal()  # numbers from 1
-        command, valid, step, load = self._flow(m, stationary_layout, row_end & blocks & last_pass)
+        # Numbers from 1, and whether they are the last.
+        row, which, row_end, last_pass = Signal(6), Signal(PASS_BITS), Signal(), Signal()
+        pass_end = row_end & blocks
+        command, move, fresh, valid = self._flow(m, stationary_layout, pass_end & last_pass)
         m.d.comb += [
-            row_end.eq(row == command.rows),
-            last_pass.eq(which == command.k),
-            next_scales.eq(Mux(load, new.scale, scales + command.scale_pass)),
+            next_scales.eq(Mux(fresh, new.scale, scales + command.scale_pass)),
             self.misaligned.eq(valid & blocks & (addr[:4].any() | (addr[4] & (command.fmt != FP4)))),
         ]
-        with m.If(step):
-            m.d.sync += [addr.eq(addr + Mux(blocks, command.stat_row, command.scale_row)), row.eq(row + 1)]
-            with m.If(row_end):
-                m.d.sync += [blocks.eq(~blocks), row.eq(1)]
-                with m.If(blocks):
-                    m.d.sync += which.eq(which + 1)
-                with m.Else():
-                    m.d.sync += [addr.eq(next_blocks), next_blocks.eq(next_blocks + command.stat_pass)]
-        with m.If(load | (step & row_end & blocks)):
-            m.d.sync += [addr.eq(next_scales), scales.eq(next_scales)]
-        with m.If(load):
-            m.d.sync += [next_blocks.eq(new.stat), blocks.eq(0), row.eq(1), which.eq(1)]
+        with m.If(move):
+            with m.If(fresh | row_end):
+                m.d.sync += [row.eq(1), row_end.eq(Mux(fresh, new.rows, command.rows) == 1)]
+            with m.Else():
+                m.d.sync += [row.eq(row + 1), row_end.eq(row + 1 == command.rows)]
+            with m.If(fresh | pass_end):
+                m.d.sync += [
+                    addr.eq(next_scales),
+                    scales.eq(next_scales),
+                    blocks.eq(0),
+                    which.eq(Mux(fresh, 1, which + 1)),
+                    last_pass.eq(Mux(fresh, new.k == 1, which + 1 == command.k)),
+                ]
+            with m.Elif(row_end):
+                m.d.sync += [addr.eq(next_blocks), blocks.eq(1)]
+            with m.Else():
+                m.d.sync += addr.eq(addr + Mux(blocks, command.stat_row, command.scale_row))
+            with m.If(fresh):
+                m.d.sync += next_blocks.eq(new.stat)
+            with m.Elif(row_end & ~blocks):
+                m.d.sync += next_blocks.eq(next_blocks + command.stat_pass)
         return m

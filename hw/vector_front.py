@@ -56,9 +56,9 @@ class VectorFront(wiring.Component):
     lane words (each of them a sequence of its own); `issue`, `write`, `finish`: the instruction for the
     stages below, all three when the command is taken; `in_flight`: instructions that are not complete;
     `stop`: take no step; `error`: held; `fetch_pc`: the instruction of the request that was accepted in the
-    cycle before. Timing: a command waits for one cycle of checks; its first addresses are on `a`, `b`, `d` in
-    the cycle after it is taken, which is when the walk of the one before has ended and its scalars are asked
-    for.
+    cycle before. Timing: a command waits for two cycles of checks; it is taken in the cycle after the walk of
+    the one before has ended and its scalars are asked for, and its first addresses are on `a`, `b`, `d` in
+    the next cycle. `command.ready` is a register.
     """
 
     def __init__(self, config: TileConfig):
@@ -132,21 +132,20 @@ class VectorFront(wiring.Component):
 
         # Start: the order between instructions, then scalars, then the walk.
         walking, go, tag = Signal(), Signal(), Signal()
-        start = Signal()
+        able, accept = Signal(), Signal()
         pending = scalars & ~requested & ~zero.replicate(len(SCALARS))
         b = self.b
-        m.d.comb += start.eq(
+        m.d.sync += able.eq(
             checked
+            & ~accept
             & legal
             & ~illegal.any()
-            & ~walking
             & ~self.stop
             & self.issue.ready
             & self.write.ready
             & self.finish.ready
             & Mux(flags2.overlap, self.in_flight <= 1, self.in_flight == 0)
         )
-        accept = start & ~pending.any()
         m.d.comb += self.command.ready.eq(accept)
         with m.If(accept):
             m.d.sync += [tag.eq(~tag), walking.eq(~zero), requested.eq(0)]
@@ -154,8 +153,10 @@ class VectorFront(wiring.Component):
         for k in reversed(range(len(SCALARS))):
             scalar_addr = Mux(pending[k], c[SCALARS[k]], scalar_addr)
             scalar_next = Mux(pending[k], Const(1 << k, len(SCALARS)), scalar_next)
-        asking = start & pending.any()
+        asking = Signal()
         scalar_bad = (scalar_addr & (config.lane_bytes - 1)).any()
+        asked_last = asking & b.ready & ~scalar_bad & (pending == scalar_next)
+        m.d.comb += asking.eq(able & ~walking & pending.any())
         with m.If(asking & b.ready & ~scalar_bad):
             m.d.sync += requested.eq(requested | scalar_next)
 
@@ -167,6 +168,10 @@ class VectorFront(wiring.Component):
         ends, reload_ends = Signal(3), Signal(2)  # whether left == 1 and n == 1
         end0, end1, end2 = ends
         last = end0 & end1 & end2
+        # `accept` is a register: in the cycle after the last request of the one before.
+        m.d.sync += accept.eq(
+            able & ~accept & (asked_last | (~pending.any() & (~walking | (go & last))))
+        )
         used = {"a": Const(1), "b": Signal(name="walk_b"), "d": Signal(name="walk_d")}
         misaligned = {}
         for name in "abd":

@@ -116,7 +116,6 @@ class VectorFront(wiring.Component):
         checked, legal, zero = Signal(), Signal(), Signal()
         ones = Signal(3)  # n == 1
         uses_b, uses_d, scalars = Signal(), Signal(), Signal(len(SCALARS))
-        requested = Signal(len(SCALARS))
         m.d.sync += [
             checked.eq(self.command.valid & ~self.command.ready),
             uses_b.eq(use_b),
@@ -133,7 +132,6 @@ class VectorFront(wiring.Component):
         # Start: the order between instructions, then scalars, then the walk.
         walking, go, tag = Signal(), Signal(), Signal()
         able, accept = Signal(), Signal()
-        pending = scalars & ~requested & ~zero.replicate(len(SCALARS))
         b = self.b
         m.d.sync += able.eq(
             checked
@@ -148,17 +146,22 @@ class VectorFront(wiring.Component):
         )
         m.d.comb += self.command.ready.eq(accept)
         with m.If(accept):
-            m.d.sync += [tag.eq(~tag), walking.eq(~zero), requested.eq(0)]
-        scalar_addr, scalar_next = Const(0, 32), Const(0, len(SCALARS))
-        for k in reversed(range(len(SCALARS))):
-            scalar_addr = Mux(pending[k], c[SCALARS[k]], scalar_addr)
-            scalar_next = Mux(pending[k], Const(1 << k, len(SCALARS)), scalar_next)
-        asking = Signal()
-        scalar_bad = (scalar_addr & (config.lane_bytes - 1)).any()
-        asked_last = asking & b.ready & ~scalar_bad & (pending == scalar_next)
-        m.d.comb += asking.eq(able & ~walking & pending.any())
-        with m.If(asking & b.ready & ~scalar_bad):
-            m.d.sync += requested.eq(requested | scalar_next)
+            m.d.sync += [tag.eq(~tag), walking.eq(~zero)]
+        # The scalar to ask for next waits in registers; `behind` are those after it.
+        scalar_addr, scalar_bad, pending = Signal(32), Signal(), Signal()
+        behind = Signal(len(SCALARS))
+        choice = Mux(able, behind, scalars & ~zero.replicate(len(SCALARS)))
+        chosen = choice & -choice
+        chosen_addr = onehot_mux(chosen, [c[name] for name in SCALARS])
+        asking, taken = Signal(), Signal()
+        m.d.comb += [asking.eq(able & ~walking & pending), taken.eq(asking & b.ready & ~scalar_bad)]
+        with m.If(~able | taken):
+            m.d.sync += [
+                scalar_addr.eq(chosen_addr),
+                scalar_bad.eq((chosen_addr & (config.lane_bytes - 1)).any()),
+                pending.eq(choice.any()),
+                behind.eq(choice & ~chosen),
+            ]
 
         # The walk.
         left, reload = (
@@ -170,7 +173,7 @@ class VectorFront(wiring.Component):
         last = end0 & end1 & end2
         # `accept` is a register: in the cycle after the last request of the one before.
         m.d.sync += accept.eq(
-            able & ~accept & (asked_last | (~pending.any() & (~walking | (go & last))))
+            able & ~accept & ((taken & ~behind.any()) | (~pending & (~walking | (go & last))))
         )
         used = {"a": Const(1), "b": Signal(name="walk_b"), "d": Signal(name="walk_d")}
         misaligned = {}

@@ -291,11 +291,11 @@ class FpMul(wiring.Component):
         minus0, minus1, minus2 = d0.all(), d1.all(), d2[1]
         low = row0 + Cat(minus0, Const(0, 1), row1).as_signed()
         high = row2 + Cat(minus2, Const(0, 1), s.b, Const(0, 1)).as_signed()
-        middle = low[2:].as_signed() + Cat(minus1, Const(0, 1), high).as_signed()
         s = cut(
             ll=s.a * s.b[:18],
             lh=s.a * s.b[18:],
-            h=Cat(low[:2], middle)[:30],
+            low=low,
+            high=Cat(minus1, Const(0, 1), high)[:28],
             sign=s.sign,
             exp=(s.exp - 127).as_signed(),
             zero=s.zero,
@@ -303,12 +303,13 @@ class FpMul(wiring.Component):
             nan=s.nan,
         )
 
-        # 3: sum. The low 18 bits are final already and are only needed as sticky. What the exponent means is
-        # found out for a product in [1, 2) and for one in [2, 4).
+        # 3: sum, two carry chains deep. The low 18 bits are final already and are only needed as sticky. What
+        # the exponent means is found out for a product in [1, 2) and for one in [2, 4).
         lower = Signal(24)
         m.d.comb += lower.eq(s.ll[18:] + s.lh)
+        h = Cat(s.low[:2], s.low[2:].as_signed() + s.high.as_signed())[:30]
         s = cut(
-            p=(lower + s.h)[:30],
+            p=(lower + h)[:30],
             sticky=s.ll[:18].any(),
             sign=s.sign,
             exp=s.exp[:8],

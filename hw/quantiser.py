@@ -7,11 +7,15 @@ from operator import or_
 from amaranth import Cat, Const, Module, Signal, Value, Mux
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import ceil_log2
 
 from .fp import Cuts
 from .glue import Fifo
 
 __all__ = ["BlockMaximum", "Quantiser", "block_layout", "element_layout"]
+
+BLOCKS = 3
+"""Blocks in the quantiser at a time: one that leaves, one behind it, one whose elements arrive."""
 
 
 def element_layout(columns: int) -> data.StructLayout:
@@ -89,7 +93,8 @@ class Quantiser(wiring.Component):
     Members: `i` (element_layout) elements, `scales` the stream of `BlockMaximum`, `o` (block_layout). The
     last block of an instruction is padded with zeros. Lane r is r cycles late: its block is complete exactly
     when it is its turn to leave, so that one shift register per lane transposes at full rate: max(block, C +
-    1) cycles per block. Latency from a block's last element to lane 0: 6 cycles.
+    1) cycles per block. Nothing stops on the way: a block begins when there is room for it in the FIFO at
+    the end. Latency from a block's last element to lane 0: 9 cycles.
     """
 
     def __init__(self, columns: int):
@@ -105,7 +110,6 @@ class Quantiser(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         columns = self.columns
-        enable = ~self.o.valid | self.o.ready
 
         # Slots of a block. It begins late enough for its C blocks and scales to leave after those of the
         # block before, whatever the sizes of the two.
@@ -119,16 +123,17 @@ class Quantiser(wiring.Component):
             max(columns + 1 - 8, 0),
             Mux(block == 1, max(columns + 1 - 16, 0), max(columns + 1 - 32, 0)),
         )
-        take = Signal()
+        take, blocks = Signal(), Signal(range(BLOCKS + 1))
+        left = self.o.valid & self.o.ready & self.o.payload.is_scales
         m.d.comb += [
-            take.eq(padding | (self.i.valid & (~begin | (self.scales.valid & spaced)))),
-            self.i.ready.eq(enable & take & ~padding),
-            self.scales.ready.eq(enable & take & begin),
+            take.eq(padding | (self.i.valid & (~begin | (self.scales.valid & spaced & (blocks != BLOCKS))))),
+            self.i.ready.eq(take & ~padding),
+            self.scales.ready.eq(take & begin),
         ]
-        with m.If(enable & take):
+        m.d.sync += blocks.eq(blocks + self.scales.ready - left)
+        with m.If(take):
             m.d.sync += [slot.eq(Mux(ends, 0, slot + 1)), padding.eq((padding | self.i.payload.last) & ~ends)]
-        with m.If(enable):
-            m.d.sync += idle.eq(Mux(take & ends, 0, Mux(idle == columns + 1, idle, idle + 1)))
+        m.d.sync += idle.eq(Mux(take & ends, 0, Mux(idle == columns + 1, idle, idle + 1)))
         scale_now, scale_held = Signal(8 * columns), Signal(8 * columns)
         m.d.comb += scale_now.eq(Mux(begin, self.scales.payload, scale_held))
         with m.If(self.scales.ready):
@@ -138,58 +143,65 @@ class Quantiser(wiring.Component):
         m.d.sync += leaving.i.valid.eq(self.scales.ready)
         m.d.comb += leaving.i.payload.eq(scale_held)
 
-        # Everything below moves with `enable`. Stage 0: element register.
+        # Stage 0: element register. It loads in every cycle; `valid` tells what counts.
         x, scale = Signal(32 * columns, reset_less=True), Signal(8 * columns, reset_less=True)
         valid, end, last = Signal(4), Signal(4), Signal(4)  # per stage
-        with m.If(enable):
-            m.d.sync += [
-                valid.eq(Cat(take, valid)),
-                end.eq(Cat(take & ends, end)),
-                last.eq(Cat(take & ends & (padding | self.i.payload.last), last)),
-            ]
-        with m.If(enable & take):
-            m.d.sync += [x.eq(self.i.payload.x), scale.eq(scale_now)]
-        with m.If(enable & padding):
+        m.d.sync += [
+            valid.eq(Cat(take, valid)),
+            end.eq(Cat(take & ends, end)),
+            last.eq(Cat(take & ends & (padding | self.i.payload.last), last)),
+            x.eq(self.i.payload.x),
+            scale.eq(scale_now),
+        ]
+        with m.If(padding):
             m.d.sync += x.eq(0)
 
         # Lanes: three stages of arithmetic, r cycles of skew, the shift register. `end` walks along and lets
         # them leave.
         leaves, last_leaves, shifting = Signal(columns + 1), Signal(columns + 1), Signal(columns)
-        with m.If(enable):
-            m.d.sync += [
-                leaves.eq(Cat(end[3], leaves)),
-                last_leaves.eq(Cat(last[3], last_leaves)),
-                shifting.eq(Cat(valid[3], shifting)),
-            ]
+        m.d.sync += [
+            leaves.eq(Cat(end[3], leaves)),
+            last_leaves.eq(Cat(last[3], last_leaves)),
+            shifting.eq(Cat(valid[3], shifting)),
+        ]
         rows = []
         for r in range(columns):
             lane = slice(8 * r, 8 * r + 8)
             byte = quantise_stages(
-                Cuts(m, 3, 3, enable=enable, prefix=f"lane{r}_"), x[32 * r : 32 * r + 32], scale[lane]
+                Cuts(m, 3, 3, prefix=f"lane{r}_"), x[32 * r : 32 * r + 32], scale[lane]
             )
             for k in range(r):
                 late = Signal(8, name=f"late_{r}_{k}", reset_less=True)
-                with m.If(enable):
-                    m.d.sync += late.eq(byte)
+                m.d.sync += late.eq(byte)
                 byte = late
             row, done = Signal(256, name=f"row_{r}", reset_less=True), Signal(256, name=f"done_{r}")
             shifted = Cat(row[8:], byte)
-            with m.If(enable & (shifting[r - 1] if r else valid[3])):
+            with m.If(shifting[r - 1] if r else valid[3]):
                 m.d.sync += row.eq(shifted)
             # A block that is complete, else 0: multiplexing the lanes is an OR.
             ends_now = leaves[r - 1] if r else end[3]
-            with m.If(enable & ~ends_now):
-                m.d.sync += done.eq(0)
-            with m.Elif(enable):
+            with m.If(ends_now):
                 m.d.sync += done.eq(shifted)
+            with m.Else():
+                m.d.sync += done.eq(0)
             rows.append(done)
 
+        m.submodules.results = results = Fifo(
+            data.StructLayout({"data": 256, "is_scales": 1, "last": 1}),
+            1 << ceil_log2(BLOCKS * (columns + 1)),
+            block=True,
+        )
         m.d.comb += [
-            self.o.valid.eq(leaves.any()),
-            self.o.payload.data.eq(reduce(or_, rows)),
+            results.i.valid.eq(leaves.any()),
+            results.i.payload.data.eq(reduce(or_, rows)),
+            results.i.payload.is_scales.eq(leaves[columns]),
+            results.i.payload.last.eq(last_leaves[columns]),
+            results.o.ready.eq(self.o.ready),
+            self.o.valid.eq(results.o.valid),
+            self.o.payload.data.eq(results.o.payload.data),
             self.o.payload.scales.eq(leaving.o.payload),
-            self.o.payload.is_scales.eq(leaves[columns]),
-            self.o.payload.last.eq(last_leaves[columns]),
-            leaving.o.ready.eq(leaves[columns] & self.o.ready),
+            self.o.payload.is_scales.eq(results.o.payload.is_scales),
+            self.o.payload.last.eq(results.o.payload.last),
+            leaving.o.ready.eq(left),
         ]
         return m

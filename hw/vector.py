@@ -12,8 +12,9 @@ from .isa import Error
 from .ports import SEM_BITS, SramRead, SramWrite, unit_members
 from .quantiser import element_layout
 from .vector_execute import VectorExecute
-from .vector_front import INSTRUCTION, VectorFront, issue_layout
-from .vector_writer import VectorWriter, writer_layout
+from .vector_front import INSTRUCTION, VectorFront
+from .vector_queue import Slots
+from .vector_writer import VectorWriter
 
 __all__ = ["INSTRUCTION", "Vector"]
 
@@ -24,11 +25,11 @@ class Vector(wiring.Component):
 
     Members: `ports.unit_members`, read ports `a`, `b` (also scalar operands) and `d`, write port `out`,
     counter events. Rate: one element per cycle; a quantised block takes max(block, C + 1) cycles. From
-    instruction to instruction with `overlap`: as many idle cycles as scalar operands are read; a sum directly
-    after a sum loses 11 cycles. Latency: first element 11 cycles after the command (plus one per scalar lane
-    word), last element to its write visible 45 cycles (quantised: 89), a sum up to 36 + 45. sig_a: the last
-    element has left the fetchers. sig_b, sig_c: all writes are visible. Errors: SRAM_RANGE and ALIGNMENT with
-    the address, ILLEGAL_OPERAND with the flags word, or with a count of 2^24 and more.
+    instruction to instruction with `overlap`: one idle cycle and one per scalar operand that is read; a sum
+    directly after a sum loses 11 cycles. Latency: first element 13 cycles after the command (plus one per
+    scalar lane word), last element to its write visible 45 cycles (quantised: 92), a sum up to 36 + 46.
+    sig_a: the last element has left the fetchers. sig_b, sig_c: all writes are visible. Errors: SRAM_RANGE
+    and ALIGNMENT with the address, ILLEGAL_OPERAND with the flags word, or with a count of 2^24 and more.
     """
 
     def __init__(self, config: TileConfig):
@@ -51,9 +52,6 @@ class Vector(wiring.Component):
         m.submodules.front = front = VectorFront(self.config)
         m.submodules.execute = execute = VectorExecute(self.config)
         m.submodules.writer = writer = VectorWriter(self.config)
-        # At most two instructions are in flight.
-        m.submodules.issues = issues = SkidBuffer(issue_layout)
-        m.submodules.writes = writes = SkidBuffer(writer_layout)
         m.submodules.finishes = finishes = Fifo(2 * SEM_BITS, 4)
         m.submodules.merge = merge = StreamArbiter(SEM_BITS, 2)
         fetchers = {}
@@ -63,13 +61,12 @@ class Vector(wiring.Component):
             wiring.connect(m, fetcher.read, wiring.flipped(getattr(self, name)))
             wiring.connect(m, fetcher.o, getattr(execute, name))
         wiring.connect(m, wiring.flipped(self.command), front.command)
-        wiring.connect(m, front.issue, issues.i)
-        wiring.connect(m, front.write, writes.i)
+        # At most two instructions are in flight: one in hand, one behind it.
+        wiring.connect(m, front.issue, execute.command)
+        wiring.connect(m, front.write, writer.command)
         wiring.connect(m, front.finish, finishes.i)
-        wiring.connect(m, issues.o, execute.command)
-        wiring.connect(m, writes.o, writer.command)
         # The writer's `ready` comes from the SRAM's and ends here.
-        m.submodules.elements = elements = SkidBuffer(element_layout(self.config.columns))
+        m.submodules.elements = elements = Slots(element_layout(self.config.columns))
         m.submodules.scales = scales = SkidBuffer(8 * self.config.columns)
         wiring.connect(m, execute.o, elements.i)
         wiring.connect(m, execute.scales, scales.i)

@@ -12,6 +12,7 @@ from .ports import SEM_BITS
 from .quantiser import BlockMaximum, element_layout
 from .vector_front import BF16, CONSTANTS, E8M0, F32, LANE_BF16, LANE_F32, SCALARS, issue_layout
 from .vector_lanes import FLUSH_END, NEG_ZERO, ONE, SUM_T3, SUM_T5, Lanes, Reducer, flush_blocks
+from .vector_queue import CommandQueue
 from .vector_writer import pick
 
 __all__ = ["OUT_DEPTH", "VectorExecute", "unpack"]
@@ -22,8 +23,8 @@ maximum."""
 
 
 def unpack(m: Module, word: Value, offset: Value, kind: Value, columns: int, name: str) -> Value:
-    """C float32 from the element of type `kind` at byte `offset` of an SRAM word, the word halved until
-    nothing else is left. What is used more than once gets a name."""
+    """C float32 from the element of the type whose bit is set in `kind` at byte `offset` of an SRAM word, the
+    word halved until nothing else is left. What is used more than once gets a name."""
 
     def at(part, size, label):
         signal = Signal(8 * size, name=f"{name}_{label}")
@@ -33,7 +34,9 @@ def unpack(m: Module, word: Value, offset: Value, kind: Value, columns: int, nam
     lanes = at(word, 4 * columns, "lanes")
     halves = at(lanes, 2 * columns, "halves")
     one = at(halves, 4, "word")
-    is_lane_f32, is_lane_bf16, is_f32, is_e8m0 = (kind == k for k in (LANE_F32, LANE_BF16, F32, E8M0))
+    is_lane_f32, is_lane_bf16, is_f32, is_bf16, is_e8m0 = (
+        kind[k] for k in (LANE_F32, LANE_BF16, F32, BF16, E8M0)
+    )
     # The half of a packed value that is the high one of its float32; the byte that is its exponent.
     half, byte = Signal(16, name=f"{name}_half"), Signal(8, name=f"{name}_byte")
     high = Signal(16, name=f"{name}_high")
@@ -41,7 +44,7 @@ def unpack(m: Module, word: Value, offset: Value, kind: Value, columns: int, nam
         half.eq(Mux(is_f32 | offset[1], one[16:], one[:16])),
         byte.eq(Mux(offset[0], half[8:], half[:8])),
         high.eq(
-            (half & (is_f32 | (kind == BF16)).replicate(16))
+            (half & (is_f32 | is_bf16).replicate(16))
             | (Cat(Const(0, 6), byte.all(), byte, Const(0, 1)) & is_e8m0.replicate(16))
         ),
     ]
@@ -62,10 +65,10 @@ class VectorExecute(wiring.Component):
     Members: `command` (issue_layout); `a`, `b`, `d`: fetched elements, on `b` after the scalar lane words;
     `sig_a`: semaphore of an instruction whose last element has been taken; `o`: results (element_layout; bf16
     in the high half) of the instructions with an out mode, at most OUT_DEPTH at a time; `scales`: of
-    quantised blocks; `ready`, `clear`, `ask_tag`, `ask`, `value`: see `Reducer`; `stop`: start nothing;
-    counter events. From instruction to instruction: one idle cycle per scalar lane word, 11 from sum to sum,
-    and at least 14 cycles from first element to first element. Latency from an element to `o`: 2 +
-    Lanes.latency + 3.
+    quantised blocks; `ready`, `clear`, `ask_tag`, `ask`, `value`: see `Reducer`; `stop`: start nothing from
+    the next cycle on; counter events. From instruction to instruction: one idle cycle and one per scalar
+    lane word, 11 from sum to sum, and at least 14 cycles from first element to first element. Latency from
+    an element to `o`: 2 + Lanes.latency + 3.
     """
 
     def __init__(self, config: TileConfig):
@@ -104,77 +107,81 @@ class VectorExecute(wiring.Component):
             reducer.ask_tag.eq(self.ask_tag),
             reducer.ask.eq(self.ask),
         ]
-        c = self.command.payload
+        m.submodules.commands = commands = CommandQueue(issue_layout)
+        wiring.connect(m, wiring.flipped(self.command), commands.i)
+        c, n = commands.payload, commands.next
         a, b, d = self.a, self.b, self.d
         word = 32 * columns
 
         # Scalars of the next instruction: constants at once, lane words as they arrive on source B.
-        fresh, asked = Signal(init=1), Signal(len(SCALARS))
-        age = Signal(
-            range(lanes.clamp_at + 4), init=lanes.clamp_at + 3
-        )  # since the first element, saturating
-        alive = self.command.valid & ~self.stop
-        setup = alive & fresh & (age == lanes.clamp_at + 3)
-        pending = Mux(fresh, c.scalars, asked)
-        take_scalar = alive & (setup | ~fresh) & pending.any() & b.valid
+        pending, settled = Signal(len(SCALARS)), Signal()  # lane words to come, whether there are none
+        oldest = lanes.clamp_at + 1
+        age = Signal(range(oldest + 1), init=oldest)  # since the first element, saturating
+        stopped = Signal()
+        m.d.sync += stopped.eq(self.stop)
+        alive = commands.valid & ~stopped
+        take_scalar = alive & ~settled & b.valid
         lowest = pending & -pending
         scalars = {name: Signal(word, name=name, reset_less=True) for name in SCALARS}
         scalar_word = Signal(word)
         m.d.comb += scalar_word.eq(pick(b.payload.data, b.payload.offset[exact_log2(4 * columns) :], word))
-        with m.If(setup):
-            m.d.sync += [fresh.eq(0), asked.eq(pending)]
-        with m.If(take_scalar):
-            m.d.sync += asked.eq(pending & ~lowest)
+        with m.If(commands.open):
+            m.d.sync += [pending.eq(n.scalars), settled.eq(~n.scalars.any())]
+        with m.Elif(take_scalar):
+            m.d.sync += [pending.eq(pending & ~lowest), settled.eq(pending == lowest)]
+        # A cycle later than the rest, so that the enables are registers.
+        arrived = Signal(word, reset_less=True)
+        m.d.sync += arrived.eq(scalar_word)
         for k, name in enumerate(SCALARS):
-            load = take_scalar & lowest[k]
-            if name in ("s4", "s5"):
-                constant = c[CONSTANTS[name]].replicate(columns)
-                with m.If(setup | load):
-                    m.d.sync += scalars[name].eq(Mux(load, scalar_word, constant))
-            else:
-                with m.If(setup & ~load):  # outermost: the register's reset
-                    m.d.sync += scalars[name].eq(0)
-                with m.Elif(load):
-                    m.d.sync += scalars[name].eq(scalar_word)
+            load, given = Signal(name=f"load_{name}"), Signal(name=f"given_{name}", reset_less=True)
+            came = take_scalar & lowest[k]
+            m.d.sync += [load.eq(commands.begin | came), given.eq(came)]
+            constant = c[CONSTANTS[name]].replicate(columns) if name in ("s4", "s5") else Const(0, word)
+            with m.If(load & ~given):  # outermost: the register's reset
+                m.d.sync += scalars[name].eq(constant)
+            with m.Elif(load):
+                m.d.sync += scalars[name].eq(arrived)
 
         # The four operands that are chosen are each the OR of two masked sources, a lane word (0 if none was
         # asked for) and what is the same on all lanes and elements: the constant, or the neutral operand.
-        f, lane_words = c.flags, dict(zip(SCALARS, c.scalars, strict=True))
+        f, lane_words = n.flags, dict(zip(SCALARS, n.scalars, strict=True))
         masks = {
             name: Signal(2, name=f"mask_{name}", reset_less=True)
             for name in ("factor1", "addend1", "factor2", "addend2")
         }
         common = {name: Signal(32, name=f"common_{name}", reset_less=True) for name in masks}
-        with m.If(setup):
+        with m.If(commands.open):
             for name, select, neutral, constant, lane_word in (
-                ("factor1", f.x1, ONE, c.c0, lane_words["s0"]),
-                ("addend1", f.x2, NEG_ZERO, c.c1, lane_words["s1"]),
-                ("factor2", f.x3, ONE, c.c2, lane_words["s2"]),
-                ("addend2", f.x4, NEG_ZERO, c.c3, Const(0, 1)),
+                ("factor1", f.x1, ONE, n.c0, lane_words["s0"]),
+                ("addend1", f.x2, NEG_ZERO, n.c1, lane_words["s1"]),
+                ("factor2", f.x3, ONE, n.c2, lane_words["s2"]),
+                ("addend2", f.x4, NEG_ZERO, n.c3, Const(0, 1)),
             ):
                 m.d.sync += masks[name].eq(Cat(select == 1, select == 2))
                 constant = Mux((select == 3) & ~lane_word, constant, 0)
                 m.d.sync += common[name].eq(Mux(select == 0, Const(neutral, 32), constant))
 
         # One element.
-        sums = (c.red_op == SUM_T5) | (c.red_op == SUM_T3)
-        flush, blocked = Signal(range(FLUSH_END + 1)), Signal()
+        sums, no_output = Signal(), Signal()
+        next_sums = Mux(commands.open, (n.red_op == SUM_T5) | (n.red_op == SUM_T3), sums)
+        next_no_output = Mux(commands.open, n.mode == 0, no_output)
+        flush, flushing = Signal(range(FLUSH_END + 1)), Signal()
         credits, has_credit = Signal(range(OUT_DEPTH + 1), init=OUT_DEPTH), Signal(init=1)
         first, number, in_block = Signal(init=1), Signal(32), Signal(5)
         last = a.payload.last
-        sig_busy = self.sig_a.valid & ~self.sig_a.ready
-        running = alive & (setup | ~fresh) & ~pending.any()
+        running = alive & settled
         sources = a.valid & (b.valid | ~c.use_b) & (d.valid | ~c.use_d)
-        space = has_credit | (c.mode == 0)
-        free = ~(sums & (blocked | (last & flush.any()))) & ~(last & sig_busy)
-        issue = Signal()
-        end = running & ((issue & last) | (c.empty & ~sig_busy))
+        space = has_credit | no_output
+        # `go` is a register: an element may start but for its sources and what holds up the last one alone.
+        go, issue = Signal(), Signal()
+        end = (issue & last) | (running & c.empty & ~self.sig_a.valid)
         m.d.comb += [
-            issue.eq(running & ~c.empty & sources & space & free),
+            issue.eq(go & sources & ~(last & ((sums & flushing) | self.sig_a.valid))),
             a.ready.eq(issue),
             b.ready.eq((issue & c.use_b) | take_scalar),
             d.ready.eq(issue & c.use_d),
-            self.command.ready.eq(end),
+            commands.done.eq(end),
+            commands.wait.eq((issue & first) | (age != oldest)),
             self.count_elements.eq(issue),
             self.count_wait_source.eq(running & ~c.empty & ~sources),
             self.count_wait_sink.eq(running & ~c.empty & sources & ~space),
@@ -184,12 +191,11 @@ class VectorExecute(wiring.Component):
             m.d.sync += [first.eq(0), number.eq(number + 1), in_block.eq(Mux(block_end, 0, in_block + 1))]
             with m.If(first):
                 m.d.sync += age.eq(0)
-        with m.If(age != lanes.clamp_at + 3):
+        with m.If(age != oldest):
             with m.If(~(issue & first)):
                 m.d.sync += age.eq(age + 1)
         with m.If(end):
             m.d.sync += [
-                fresh.eq(1),
                 first.eq(1),
                 number.eq(0),
                 self.sig_a.valid.eq(c.sig_a != 0),
@@ -197,20 +203,31 @@ class VectorExecute(wiring.Component):
             ]
         with m.Elif(self.sig_a.ready):
             m.d.sync += self.sig_a.valid.eq(0)
-        with m.If(issue & last & sums):
-            m.d.sync += [flush.eq(number[:3] + 1), blocked.eq(flush_blocks(number[:3] + 1))]
-        with m.Else():
-            m.d.sync += blocked.eq(flush_blocks(flush + 1))
-            with m.If(flush == FLUSH_END):
-                m.d.sync += flush.eq(0)
-            with m.Elif(flush.any()):
-                m.d.sync += flush.eq(flush + 1)
+        flushes = issue & last & sums
+        next_blocked = Mux(flushes, flush_blocks(number[:3] + 1), flush_blocks(flush + 1))
+        with m.If(flushes):
+            m.d.sync += [flush.eq(number[:3] + 1), flushing.eq(1)]
+        with m.Elif(flush == FLUSH_END):
+            m.d.sync += [flush.eq(0), flushing.eq(0)]
+        with m.Elif(flushing):
+            m.d.sync += flush.eq(flush + 1)
         popped = results.o.valid & results.o.ready
-        spent = issue & c.mode.any()
+        spent = issue & ~no_output
+        # not 0 after this cycle; `popped` and `spent` come late
+        next_credit = Mux(popped, ~spent | (credits != 0), Mux(spent, credits != 1, credits != 0))
+        begins = commands.begin & ~n.scalars.any() & ~n.empty
+        stays = commands.valid & ~end & ~c.empty & (settled | (take_scalar & (pending == lowest)))
         m.d.sync += [
+            sums.eq(next_sums),
+            no_output.eq(next_no_output),
             credits.eq(credits + popped - spent),
-            # not 0 after this cycle; `popped` and `spent` come late
-            has_credit.eq(Mux(popped, ~spent | (credits != 0), Mux(spent, credits != 1, credits != 0))),
+            has_credit.eq(next_credit),
+            go.eq(
+                ~self.stop
+                & (begins | stays)
+                & (next_credit | next_no_output)
+                & ~(next_sums & next_blocked)
+            ),
         ]
 
         # Unpack register.
@@ -227,11 +244,14 @@ class VectorExecute(wiring.Component):
             u_end.eq(block_end),
             u_number.eq(number),
         ]
-        for target, source, kind in (
-            (ua, a, c.flags.a_type),
-            (ub, b, c.flags.b_type),
-            (ud, d, c.flags.d_type),
+        for target, source, code in (
+            (ua, a, n.flags.a_type),
+            (ub, b, n.flags.b_type),
+            (ud, d, n.flags.d_type),
         ):
+            kind = Signal(5, name=f"{target.name}_kind", reset_less=True)  # of those in hand, one-hot
+            with m.If(commands.open):
+                m.d.sync += kind.eq(Cat(code == k for k in range(len(kind))))
             m.d.sync += target.eq(
                 unpack(m, source.payload.data, source.payload.offset, kind, columns, target.name)
             )
@@ -244,7 +264,6 @@ class VectorExecute(wiring.Component):
         m.d.comb += hits.eq(
             Cat(f.where & (scalars["s5"][32 * r : 32 * r + 32] == u_number) for r in range(columns))
         )
-        spread = Cat(hit.replicate(32) for hit in hits)
 
         def choose(name, first, second, scalar=0):
             mask = masks[name]
@@ -274,34 +293,41 @@ class VectorExecute(wiring.Component):
                 "load",
             )
         }
-        m.d.sync += [p_valid.eq(u_valid), operands["load"].eq(u_valid & u_first)]
-        with m.If(u_valid):
-            m.d.sync += [
-                p_first.eq(u_first),
-                p_last.eq(u_last),
-                p_end.eq(u_end),
-                p.mode.eq(u.mode),
-                p.red_op.eq(u.red_op),
-                p.tag.eq(u.tag),
-                p.block.eq(u.block),
-                operands["a"].eq(ua),
-                operands["factor1"].eq(choose("factor1", ua, ub, scalars["s0"])),
-                operands["addend1"].eq(choose("addend1", ub, ud, scalars["s1"]) ^ flip),
-                operands["factor2"].eq(choose("factor2", ub, ud, scalars["s2"])),
-                operands["addend2"].eq((choose("addend2", ub, ud) & ~spread) | (scalars["s4"] & spread)),
-                operands["hit"].eq(hits),
-                operands["neg1"].eq(f.neg1),
-                operands["square"].eq(f.x3 == 4),
-                operands["func"].eq(f.func),
-                operands["lo"].eq(f.lo),
-                operands["hi"].eq(f.hi),
-            ]
-        m.d.comb += [getattr(lanes, name).eq(operand) for name, operand in operands.items()]
+        m.d.sync += [
+            p_valid.eq(u_valid),
+            p_first.eq(u_first),
+            p_last.eq(u_last),
+            p_end.eq(u_end),
+            p.mode.eq(u.mode),
+            p.red_op.eq(u.red_op),
+            p.tag.eq(u.tag),
+            p.block.eq(u.block),
+            operands["load"].eq(u_valid & u_first),
+            operands["a"].eq(ua),
+            operands["factor1"].eq(choose("factor1", ua, ub, scalars["s0"])),
+            operands["addend1"].eq(choose("addend1", ub, ud, scalars["s1"]) ^ flip),
+            operands["factor2"].eq(choose("factor2", ub, ud, scalars["s2"])),
+            operands["addend2"].eq(choose("addend2", ub, ud)),
+            operands["hit"].eq(hits),
+            operands["neg1"].eq(f.neg1),
+            operands["square"].eq(f.x3 == 4),
+            operands["func"].eq(f.func),
+            operands["lo"].eq(f.lo),
+            operands["hi"].eq(f.hi),
+        ]
+        m.d.comb += [
+            getattr(lanes, name).eq(operand) for name, operand in operands.items() if name != "addend2"
+        ]
+        # The comparison of `hits` takes a cycle by itself: its choice is behind the register.
+        spread = Cat(hit.replicate(32) for hit in operands["hit"])
+        m.d.comb += lanes.addend2.eq((operands["addend2"] & ~spread) | (scalars["s4"] & spread))
         m.d.comb += [lanes.low.eq(scalars["s4"]), lanes.high.eq(scalars["s5"])]
 
         # What travels beside the lanes.
         tail = Signal(
-            data.StructLayout({"first": 1, "last": 1, "end": 1, "mode": 2, "red_op": 3, "block": 2, "tag": 1})
+            data.StructLayout(
+                {"first": 1, "last": 1, "end": 1, "mode": 2, "red_op": 3, "t3": 1, "block": 2, "tag": 1}
+            )
         )
         m.d.comb += [
             tail.first.eq(p_first),
@@ -309,6 +335,7 @@ class VectorExecute(wiring.Component):
             tail.end.eq(p_end),
             tail.mode.eq(p.mode),
             tail.red_op.eq(p.red_op),
+            tail.t3.eq(p.red_op == SUM_T3),
             tail.tag.eq(p.tag),
             tail.block.eq(p.block),
         ]
@@ -325,6 +352,7 @@ class VectorExecute(wiring.Component):
             reducer.t3.eq(lanes.t3),
             reducer.t5.eq(lanes.t5),
             reducer.op.eq(out.red_op),
+            reducer.use_t3.eq(out.t3),
             reducer.first.eq(out.first),
             reducer.last.eq(out.last),
             reducer.tag.eq(out.tag),

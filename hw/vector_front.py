@@ -56,9 +56,9 @@ class VectorFront(wiring.Component):
     lane words (each of them a sequence of its own); `issue`, `write`, `finish`: the instruction for the
     stages below, all three when the command is taken; `in_flight`: instructions that are not complete;
     `stop`: take no step; `error`: held; `fetch_pc`: the instruction of the request that was accepted in the
-    cycle before. Timing: a command waits for one cycle of checks; its first addresses are on `a`, `b`, `d` in
-    the cycle after it is taken, which is when the walk of the one before has ended and its scalars are asked
-    for.
+    cycle before. Timing: a command waits for two cycles of checks; it is taken in the cycle after the walk of
+    the one before has ended and its scalars are asked for, and its first addresses are on `a`, `b`, `d` in
+    the next cycle. `command.ready` is a register.
     """
 
     def __init__(self, config: TileConfig):
@@ -116,7 +116,6 @@ class VectorFront(wiring.Component):
         checked, legal, zero = Signal(), Signal(), Signal()
         ones = Signal(3)  # n == 1
         uses_b, uses_d, scalars = Signal(), Signal(), Signal(len(SCALARS))
-        requested = Signal(len(SCALARS))
         m.d.sync += [
             checked.eq(self.command.valid & ~self.command.ready),
             uses_b.eq(use_b),
@@ -132,32 +131,37 @@ class VectorFront(wiring.Component):
 
         # Start: the order between instructions, then scalars, then the walk.
         walking, go, tag = Signal(), Signal(), Signal()
-        start = Signal()
-        pending = scalars & ~requested & ~zero.replicate(len(SCALARS))
+        able, accept = Signal(), Signal()
         b = self.b
-        m.d.comb += start.eq(
+        m.d.sync += able.eq(
             checked
+            & ~accept
             & legal
             & ~illegal.any()
-            & ~walking
             & ~self.stop
             & self.issue.ready
             & self.write.ready
             & self.finish.ready
             & Mux(flags2.overlap, self.in_flight <= 1, self.in_flight == 0)
         )
-        accept = start & ~pending.any()
         m.d.comb += self.command.ready.eq(accept)
         with m.If(accept):
-            m.d.sync += [tag.eq(~tag), walking.eq(~zero), requested.eq(0)]
-        scalar_addr, scalar_next = Const(0, 32), Const(0, len(SCALARS))
-        for k in reversed(range(len(SCALARS))):
-            scalar_addr = Mux(pending[k], c[SCALARS[k]], scalar_addr)
-            scalar_next = Mux(pending[k], Const(1 << k, len(SCALARS)), scalar_next)
-        asking = start & pending.any()
-        scalar_bad = (scalar_addr & (config.lane_bytes - 1)).any()
-        with m.If(asking & b.ready & ~scalar_bad):
-            m.d.sync += requested.eq(requested | scalar_next)
+            m.d.sync += [tag.eq(~tag), walking.eq(~zero)]
+        # The scalar to ask for next waits in registers; `behind` are those after it.
+        scalar_addr, scalar_bad, pending = Signal(32), Signal(), Signal()
+        behind = Signal(len(SCALARS))
+        choice = Mux(able, behind, scalars & ~zero.replicate(len(SCALARS)))
+        chosen = choice & -choice
+        chosen_addr = onehot_mux(chosen, [c[name] for name in SCALARS])
+        asking, taken = Signal(), Signal()
+        m.d.comb += [asking.eq(able & ~walking & pending), taken.eq(asking & b.ready & ~scalar_bad)]
+        with m.If(~able | taken):
+            m.d.sync += [
+                scalar_addr.eq(chosen_addr),
+                scalar_bad.eq((chosen_addr & (config.lane_bytes - 1)).any()),
+                pending.eq(choice.any()),
+                behind.eq(choice & ~chosen),
+            ]
 
         # The walk.
         left, reload = (
@@ -167,6 +171,10 @@ class VectorFront(wiring.Component):
         ends, reload_ends = Signal(3), Signal(2)  # whether left == 1 and n == 1
         end0, end1, end2 = ends
         last = end0 & end1 & end2
+        # `accept` is a register: in the cycle after the last request of the one before.
+        m.d.sync += accept.eq(
+            able & ~accept & ((taken & ~behind.any()) | (~pending & (~walking | (go & last))))
+        )
         used = {"a": Const(1), "b": Signal(name="walk_b"), "d": Signal(name="walk_d")}
         misaligned = {}
         for name in "abd":

@@ -181,9 +181,10 @@ class Reducer(wiring.Component):
     """Sum (eight rotating partial sums), maximum or argmax of a stream of lane words, per lane.
 
     Equals `golden.arith.sum8 / max_reduce / argmax` bit for bit. Members: `valid`, `t3`, `t5`, `op` (red_op),
-    `first`, `last`, and `tag`: the results of the instructions with tag 0 and 1 are kept apart. While bit k
-    of `ready` is set, tag k = `ask_tag` has a result: `value` is the sum (C float32), the maximum or its
-    index (C uint32) as bit 0, 1 or 2 of `ask` is set, 0 if none is. `clear` bit k takes it back. No third
+    `use_t3` (op is SUM_T3), `first`, `last`, and `tag`: the results of the instructions with tag 0 and 1 are
+    kept apart. While bit k of `ready` is set, tag k = `ask_tag` has a result: `value` is the sum (C float32),
+    the maximum or its index (C uint32) as bit 0, 1 or 2 of `ask` was set in the cycle before, 0 if none was.
+    `clear` bit k takes it back. No third
     instruction may begin before the first is cleared. One element per cycle. Sums: the result is ready at
     most 36 cycles after the last element; until then no other sum may end, and an element of another sum may
     arrive only while `flush_blocks` is 0 for the flush counter that starts with the last element.
@@ -198,6 +199,7 @@ class Reducer(wiring.Component):
                 "t3": In(word),
                 "t5": In(word),
                 "op": In(3),
+                "use_t3": In(1),
                 "first": In(1),
                 "last": In(1),
                 "tag": In(1),
@@ -219,18 +221,19 @@ class Reducer(wiring.Component):
 
         # Input register.
         x, valid = Signal(word, reset_less=True), Signal()
-        op, first, last, tag = Signal(3), Signal(), Signal(), Signal()
-        m.d.sync += valid.eq(self.valid & (self.op != 0))
-        with m.If(self.valid & (self.op != 0)):
-            m.d.sync += [
-                x.eq(Mux(self.op == SUM_T3, self.t3, self.t5)),
-                op.eq(self.op),
-                first.eq(self.first),
-                last.eq(self.last),
-                tag.eq(self.tag),
-            ]
-        sums = (op == SUM_T5) | (op == SUM_T3)
-        step = valid & sums
+        step, compare, begins = Signal(), Signal(), Signal()  # valid and a sum, no sum, the first of no sum
+        last, tag = Signal(), Signal()
+        sums = (self.op == SUM_T5) | (self.op == SUM_T3)
+        compares = self.valid & (self.op != 0) & ~sums
+        m.d.sync += [
+            valid.eq(self.valid & (self.op != 0)),
+            step.eq(self.valid & sums),
+            compare.eq(compares),
+            begins.eq(compares & self.first),
+            x.eq(Mux(self.use_t3, self.t3, self.t5)),
+            last.eq(self.last),
+            tag.eq(self.tag),
+        ]
 
         # Element counters: index of this element, whether its partial sum is still empty.
         index, early = Signal(32), Signal(init=1)  # one of the first eight
@@ -240,15 +243,22 @@ class Reducer(wiring.Component):
 
         # Flush: an idle time of up to seven cycles for the last partial sum to return, then the tree.
         count, flush_tag, filled = Signal(range(FLUSH_END + 1)), Signal(), Signal(4)
-        at = {
-            t: Signal(name=f"at_{t}")
-            for t in sorted({*_FLUSH_ADDS, *_FLUSH_HOLDS_READ, *_FLUSH_HOLDS_SUM, _FLUSH_DONE})
-        }
-        m.d.sync += [at[t].eq(count == FLUSH_START + t - 1) for t in at]  # that is: count == FLUSH_START + t
+        done, take_read, take_sum, first_level = (
+            Signal(name=name) for name in ("done", "take_read", "take_sum", "first_level")
+        )
+        m.d.sync += [  # that is: count == FLUSH_START + t for one of the times
+            signal.eq(Cat(count == FLUSH_START + t - 1 for t in times).any())
+            for signal, times in (
+                (done, (_FLUSH_DONE,)),
+                (take_read, _FLUSH_HOLDS_READ),
+                (take_sum, _FLUSH_HOLDS_SUM),
+                (first_level, _FLUSH_ADDS[:4]),
+            )
+        ]
         reading = (count >= FLUSH_START) & (count < FLUSH_START + 8)
         with m.If(step & last):
             m.d.sync += [count.eq(slot + 1), flush_tag.eq(tag), filled.eq(Mux(early, slot + 1, 8))]
-        with m.Elif(at[_FLUSH_DONE]):
+        with m.Elif(done):
             m.d.sync += count.eq(0)
         with m.Elif(count != 0):
             m.d.sync += count.eq(count + 1)
@@ -259,8 +269,7 @@ class Reducer(wiring.Component):
         adding, early_2, x_2 = Signal(), Signal(), Signal(word, reset_less=True)
         missing = Signal()  # a partial sum that no element reached
         m.d.sync += [adding.eq(step), early_2.eq(early), missing.eq(count[:3] >= filled)]
-        with m.If(step):
-            m.d.sync += x_2.eq(x)
+        m.d.sync += x_2.eq(x)
         back = shift(m, Cat(step, slot, tag), 1 + add_latency, "back", reset_less=False)
         m.d.comb += [
             partial.raddr.eq(Mux(reading, Cat(count[:3], flush_tag), Cat(slot, tag))),
@@ -268,13 +277,7 @@ class Reducer(wiring.Component):
             partial.wstrb.eq(back[0]),
             partial.waddr.eq(back[1:]),
         ]
-        take_read, take_sum = (
-            Cat(at[t] for t in times).any() for times in (_FLUSH_HOLDS_READ, _FLUSH_HOLDS_SUM)
-        )
-        first_level = Cat(at[t] for t in _FLUSH_ADDS[:4]).any()
 
-        done = at[_FLUSH_DONE]
-        compare = valid & ~sums
         ready_set = (done.replicate(2) & Cat(~flush_tag, flush_tag)) | (
             (compare & last).replicate(2) & Cat(~tag, tag)
         )
@@ -283,12 +286,14 @@ class Reducer(wiring.Component):
         # Results: the latest one of a kind stays where it arose until the next one of its kind takes its
         # place.
         latest_sum, latest_best = Signal(), Signal()  # their tags
-        with m.If(done):
-            m.d.sync += latest_sum.eq(flush_tag)
-        with m.If(compare & first):
-            m.d.sync += latest_best.eq(tag)
-        old = [self.ask_tag ^ latest for latest in (latest_sum, latest_best, latest_best)]
-        show = Cat(Cat(ask & ~older, ask & older) for ask, older in zip(self.ask, old, strict=True))
+        new_sum, new_best = Mux(done, flush_tag, latest_sum), Mux(begins, tag, latest_best)
+        old = [self.ask_tag ^ latest for latest in (new_sum, new_best, new_best)]
+        show = Signal(6)
+        m.d.sync += [
+            latest_sum.eq(new_sum),
+            latest_best.eq(new_best),
+            show.eq(Cat(Cat(ask & ~older, ask & older) for ask, older in zip(self.ask, old, strict=True))),
+        ]
 
         for r in range(columns):
             lane = slice(32 * r, 32 * r + 32)
@@ -310,9 +315,9 @@ class Reducer(wiring.Component):
             )
             with m.If(done):
                 m.d.sync += [sums_kept[0].eq(add.o), sums_kept[1].eq(sums_kept[0])]
-            with m.If(compare & first):
+            with m.If(begins):
                 m.d.sync += [best[1].eq(best[0]), best_index[1].eq(best_index[0])]
-            with m.If(compare & (first | above(x[lane], best[0]))):
+            with m.If(begins | (compare & above(x[lane], best[0]))):
                 m.d.sync += [best[0].eq(x[lane]), best_index[0].eq(index)]
             m.d.comb += self.value[lane].eq(onehot_mux(show, [*sums_kept, *best, *best_index]))
         return m

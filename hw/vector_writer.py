@@ -15,6 +15,7 @@ from .isa import Error
 from .ports import PC_BITS, SramWrite, error_layout
 from .quantiser import Quantiser, element_layout
 from .vector_lanes import ARGMAX, SUM_T3, SUM_T5
+from .vector_queue import CommandQueue
 
 __all__ = ["COUNT_BITS", "VectorWriter", "pick", "writer_layout"]
 
@@ -58,10 +59,11 @@ class VectorWriter(wiring.Component):
 
     Members: `command` (writer_layout); `elements` (element_layout, bf16 in the high half of each lane in mode
     2) of the instructions with mode 1 or 2; `blocks` are those of mode 3 with `scales`; `ready`, `clear`,
-    `ask_tag`, `ask`, `value` of a `Reducer`; `port`; `done`: number (0..2) of instructions whose last write
-    became visible in this cycle; `error`. Completion relies on a write port that holds at most two accepted
-    writes that are not visible yet (hw/sram.py). An address that is outside of SRAM, misaligned, or lets
-    scale bytes cross a word is refused: `error` holds, nothing more is written.
+    `ask_tag`, `ask`, `value` of a `Reducer`, which is asked for a cycle before its value is used; `port`;
+    `done`: number (0..2) of instructions whose last write became visible in this cycle; `error`. Completion
+    relies on a write port that holds at most two accepted writes that are not visible yet (hw/sram.py). An
+    address that is outside of SRAM, misaligned, or lets scale bytes cross a word is refused: `error` holds,
+    nothing more is written.
     """
 
     def __init__(self, config: TileConfig):
@@ -87,7 +89,9 @@ class VectorWriter(wiring.Component):
         m = Module()
         config, columns = self.config, self.config.columns
         lane_word = 32 * columns
-        command, c = self.command, self.command.payload
+        m.submodules.commands = commands = CommandQueue(writer_layout)
+        wiring.connect(m, wiring.flipped(self.command), commands.i)
+        c, n = commands.payload, commands.next
         m.submodules.quantiser = quantiser = Quantiser(columns)
         blocks = quantiser.o
 
@@ -95,7 +99,7 @@ class VectorWriter(wiring.Component):
         # .. `block` says what `data` holds: a lane word; bf16 in its high halves; 32 bits (a packed value) or
         # a byte per lane (scales); a block of 32, 16, 8 bytes at the top.
         writes, null = Signal(), Signal()  # `w` holds a write, or the end of an instruction without one
-        room, load, write, ends = Signal(), Signal(), Signal(), Signal()
+        room, load, write = Signal(), Signal(), Signal()
         offset_bits = exact_log2(config.word_bytes)
         w = Signal(
             data.StructLayout(
@@ -119,59 +123,76 @@ class VectorWriter(wiring.Component):
         )
 
         # The instruction in hand: elements or blocks, then the reduction's word, then the index word.
-        started, reducing, indexing = Signal(), Signal(), Signal()
+        data_phase, indexing = Signal(), Signal()
+        steady = Signal()  # the phase is that of the cycle before: `value` is what was asked for
         cur, base, scale_at = Signal(32), Signal(32), Signal(32)
         left0, left1, lane = Signal(COUNT_BITS), Signal(COUNT_BITS), Signal(6)
-        end0, end1 = left0 == 1, left1 == 1
-        has_data = ~c.empty & (c.mode != 0)
-        alive = command.valid & started & ~self.error.valid
+        ends, reload_ends = Signal(2), Signal(2)  # whether left0 == 1, left1 == 1, and n0 == 1, n1 == 1
+        end0, end1 = ends
+        has_data, blockwise, bf16 = Signal(), Signal(), Signal()
+        is_block, is_packed, is_lane_word = Signal(), Signal(), Signal()  # one of them in the data phase
+        sums, argmax, reduces = Signal(), Signal(), Signal()
+        alive = commands.valid & ~self.error.valid
         active = alive & room
-        data_phase = has_data & ~reducing & ~indexing
         in_data = active & data_phase
         to_quantiser = self.elements.payload.quantise  # also those of the next instruction already
-        take = in_data & (c.mode != 3) & self.elements.valid & ~to_quantiser
-        take_block = in_data & (c.mode == 3) & blocks.valid
+        take = in_data & ~blockwise & self.elements.valid & ~to_quantiser
+        take_block = in_data & blockwise & blocks.valid
         result = (
             active
-            & (c.red_op != 0)
-            & (reducing | ~has_data)
+            & reduces
+            & steady
+            & ~data_phase
             & ~indexing
             & (c.empty | self.ready.bit_select(c.tag, 1))
         )
-        result_index = active & indexing
-        nothing = active & ~has_data & (c.red_op == 0)
+        result_index = active & indexing & steady
+        nothing = active & ~has_data & ~reduces
         data_end = (take & self.elements.payload.last) | (take_block & blocks.payload.last)
-        finish = (data_end & (c.red_op == 0)) | (result & (c.red_op != ARGMAX)) | result_index | nothing
+        finish = (data_end & ~reduces) | (result & ~argmax) | result_index | nothing
         m.d.comb += [
             self.elements.ready.eq(Mux(to_quantiser, quantiser.i.ready, take)),
             quantiser.i.valid.eq(self.elements.valid & to_quantiser),
             quantiser.i.payload.eq(self.elements.payload),
-            quantiser.o.ready.eq(alive & data_phase & (c.mode == 3) & room),
-            command.ready.eq(finish),
-            self.clear.eq((finish & (c.red_op != 0)).replicate(2) & Cat(~c.tag, c.tag)),
+            quantiser.o.ready.eq(in_data & blockwise),
+            commands.done.eq(finish),
+            self.clear.eq((finish & reduces).replicate(2) & Cat(~c.tag, c.tag)),
             load.eq(take | (take_block & write) | result | result_index | nothing),
-            ends.eq(finish),
             write.eq(blocks.payload.is_scales | (lane < c.rows)),
         ]
         wiring.connect(m, quantiser.scales, wiring.flipped(self.scales))
-        m.d.sync += started.eq(command.valid & ~finish)
-        blockwise = c.mode == 3
+        next_data = ~n.empty & (n.mode != 0)
         step = Mux(end0 & ~blockwise, Mux(end1, c.o2, c.o1), c.o0)
-        with m.If(command.valid & ~started):
+        with m.If(commands.open):
             m.d.sync += [
-                cur.eq(Mux(has_data, c.out, c.red)),
-                base.eq(c.out),
-                scale_at.eq(c.qs),
-                left0.eq(c.n0),
-                left1.eq(c.n1),
+                has_data.eq(next_data),
+                data_phase.eq(next_data),
+                indexing.eq(0),
+                blockwise.eq(n.mode == 3),
+                is_block.eq(next_data & (n.mode == 3)),
+                is_packed.eq(next_data & (n.mode != 3) & n.pack),
+                is_lane_word.eq(next_data & (n.mode != 3) & ~n.pack),
+                bf16.eq(n.mode == 2),
+                sums.eq((n.red_op == SUM_T5) | (n.red_op == SUM_T3)),
+                argmax.eq(n.red_op == ARGMAX),
+                reduces.eq(n.red_op != 0),
+                cur.eq(Mux(next_data, n.out, n.red)),
+                base.eq(n.out),
+                scale_at.eq(n.qs),
+                left0.eq(n.n0),
+                left1.eq(n.n1),
+                ends.eq(Cat(n.n0 == 1, n.n1 == 1)),
+                reload_ends.eq(Cat(n.n0 == 1, n.n1 == 1)),
                 lane.eq(0),
             ]
         with m.If(take | take_block | result):
             m.d.sync += cur.eq(cur + Mux(data_phase, step, config.lane_bytes))
         with m.If(take):
             m.d.sync += left0.eq(Mux(end0, c.n0, left0 - 1))
+            m.d.sync += ends[0].eq(Mux(end0, reload_ends[0], left0 == 2))
             with m.If(end0):
                 m.d.sync += left1.eq(Mux(end1, c.n1, left1 - 1))
+                m.d.sync += ends[1].eq(Mux(end1, reload_ends[1], left1 == 2))
         with m.If(take_block):
             m.d.sync += lane.eq(lane + 1)
             with m.If(blocks.payload.is_scales):
@@ -181,21 +202,17 @@ class VectorWriter(wiring.Component):
                     scale_at.eq(scale_at + c.o2),
                     lane.eq(0),
                 ]
-        with m.If(data_end & (c.red_op != 0)):
-            m.d.sync += [reducing.eq(1), cur.eq(c.red)]
-        with m.If(result & (c.red_op == ARGMAX)):
+        with m.If(data_end & reduces):
+            m.d.sync += [data_phase.eq(0), cur.eq(c.red)]
+            m.d.sync += [is_block.eq(0), is_packed.eq(0), is_lane_word.eq(0)]
+        with m.If(result & argmax):
             m.d.sync += indexing.eq(1)
-        with m.If(finish):
-            m.d.sync += [reducing.eq(0), indexing.eq(0)]
+        m.d.sync += steady.eq(commands.valid & ~data_end & ~result)
 
         # Fill the write register: the OR of what may come, all but one of them 0. An empty reduction
         # gives zeros (sum, index) or -inf.
-        bf16 = c.mode == 2
-        is_element, is_block = data_phase & ~blockwise, data_phase & blockwise
         is_scales = is_block & blocks.payload.is_scales
-        is_packed, is_lane_word = is_element & c.pack, is_element & ~c.pack
-        sums = (c.red_op == SUM_T5) | (c.red_op == SUM_T3)
-        asking = ~c.empty & ~data_phase
+        asking = commands.valid & ~c.empty & ~data_phase
         lowest = c.empty & ~indexing & ~sums
         m.d.comb += [
             self.ask_tag.eq(c.tag),
@@ -228,9 +245,9 @@ class VectorWriter(wiring.Component):
         first = Mux(is_lane_word, Mux(bf16, c.lane0 << 1, c.lane0 << 2), 0)
         with m.If(room):
             m.d.sync += [
-                writes.eq(load & (has_data | (c.red_op != 0))),
-                null.eq(load & ~has_data & (c.red_op == 0)),
-                w.ends.eq(ends),
+                writes.eq(load & (has_data | reduces)),
+                null.eq(load & ~has_data & ~reduces),
+                w.ends.eq(finish),
                 w.pc.eq(c.pc),
                 w.lanes.eq(~data_phase | (is_lane_word & ~bf16)),
                 w.halves.eq(is_lane_word & bf16),

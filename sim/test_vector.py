@@ -323,15 +323,16 @@ def softmax_pass(
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_cycles(name):
-    """One element per cycle; between overlapped instructions one cycle per scalar lane word, 11 between
-    sums."""
+    """One element per cycle; between overlapped instructions one cycle and one per scalar lane word, 11
+    between sums. An instruction alone also waits for its checks, which are two registers deep, and its
+    blocks pass a FIFO."""
     bench = machine(name)
     config, n = bench.config, 256
     sram = memory(np.random.default_rng(7), config.sram_bytes)
     for count, options, gap, tail in (
-        (1, {}, 0, 100),
+        (1, {}, 0, 105),
         (4, {}, 12, 100),
-        (4, {"red_op": 0}, 2, 100),
+        (4, {"red_op": 0}, 2, 102),
         (4, {"red_op": 3, "mode": 2}, 2, 120),
         (3, {"mode": 1, "red_op": 0}, 2, 60),
     ):
@@ -346,7 +347,7 @@ def test_cycles(name):
     serial = run(
         bench, sram.copy(), [softmax_pass(config, place, n, i, mode=1, red_op=0, overlap=0) for i in range(3)]
     )
-    assert serial["total"] <= 3 * (n + 57), serial
+    assert serial["total"] <= 3 * (n + 59), serial
 
 
 @pytest.mark.parametrize("name", CONFIGS)

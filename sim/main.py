@@ -136,7 +136,7 @@ def workload(config: TileConfig, small: bool = False) -> tuple[list[BlockSpec], 
     if config.sram_bytes >= BASE.sram_bytes and not small:
         return [LLAMA_SIM, GPTOSS_SIM], 64
     if config.sram_bytes >= ECP5.sram_bytes and not small:
-        return [LLAMA_SIM, GPTOSS_SIM], 32
+        return [LLAMA_SIM, replace(GPTOSS_SIM, name="gptoss-256", hidden=256, heads=4)], 32
     llama = replace(LLAMA_SIM, name="llama-small", hidden=64, heads=4, kv_heads=2, ffn=172, max_tokens=64)
     gptoss = replace(GPTOSS_SIM, name="gptoss-small", hidden=64, heads=4, head_dim=32, ffn=64, max_tokens=64)
     return [llama, gptoss], 16

@@ -29,7 +29,7 @@ CASES = [
     (NARROW, "tiny", 33, 2),
     (MOE, "tiny", 3, 2),
     (RAGGED, "ecp5", 1, 4),
-    (WIDE, "ecp5", 33, 1),
+    (WIDE, "ecp5", 31, 1),
     (NARROW, "ecp5", 5, 3),
     (MOE, "ecp5", 9, 12),
     (RAGGED, "base", 33, 3),

@@ -1,5 +1,7 @@
 """Compiled blocks on the instruction-level model equal golden.blocks bit for bit: sizes, formats, configs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -58,7 +60,8 @@ CASES = [
     (LLAMA_SIM, "base", 64, 16),
     (GPTOSS_SIM, "base", 64, 16),
     (LLAMA_SIM, "ecp5", 16, 2),
-    (GPTOSS_SIM, "ecp5", 16, 2),
+    (GPTOSS_SIM, "ecp5", 0, 2),
+    (replace(GPTOSS_SIM, hidden=256, heads=4), "ecp5", 16, 2),
     *[
         (s, c, t, d)
         for s in (RAGGED, WIDE, NARROW)

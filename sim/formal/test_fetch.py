@@ -95,12 +95,18 @@ class Fetching(wiring.Component):
         with m.If(push):
             m.d.sync += [first.eq(i.payload.last), before.eq(i.payload.addr[1:3])]
         m.d.sync += due.eq(due + new - send)
-        m.d.comb += [Assert(due <= 1), Assert(~send | (due != 0)), Assert(~new | (due - send == 0))]
+        waiting = 1 + part.sparse  # in the request stage, in a register of its own
+        m.d.comb += [
+            Assert(due <= waiting), Assert(~send | (due != 0)), Assert(~new | (due - send < waiting)),
+        ]
 
         # Nothing stops while memory and consumer are willing.
         idle = Signal(range(12))
         m.d.sync += idle.eq(Mux((held != 0) & ~o.valid & self.grant & self.answer, idle + 1, 0))
-        m.d.comb += [Assert(idle < 8), Cover(failed & pull & tracked & (ahead == 0)), Cover(held == HELD)]
+        m.d.comb += [
+            Assert(idle < 8 + part.sparse),
+            Cover(failed & pull & tracked & (ahead == 0)), Cover(held == HELD),
+        ]
         return m
 
 

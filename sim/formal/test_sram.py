@@ -135,7 +135,7 @@ def test_seeded_bug_in_sharing(old, new):
     ("port.busy.eq(request.valid)", "port.busy.eq(0)"),
     ("range(READ_LATENCY - 2)", "range(READ_LATENCY - 3)"),
     ("m.d.sync += select.eq(grants[b])", "m.d.comb += select.eq(grants[b])"),
-    ("bank.we.eq(select[n_reads:].any())", "bank.we.eq(select.any())"),
+    ("we.eq(select[n_reads:].any())", "we.eq(select.any())"),
     ("bank & self.i.valid.replicate(len(bank))", "bank"),
     ("take.eq(take ^ (self.valid & self.grant))", "take.eq(take ^ self.valid)"),
     ("row.eq(request.addr[bank_bits:addr_bits])", "row.eq(request.addr[bank_bits:addr_bits] & (p != 1))"),

@@ -62,9 +62,9 @@ ULX3S = BoardSpec(
         axi_outstanding=4, axi_burst_beats=16, imem_words=2048, semaphores=32, clock_mhz=25.0,
     ),
     part="LFE5U-85F", package="CABGA381", speed="6", family="ecp5",
-    oscillator_mhz=25.0, constraints="ulx3s.lpf", memory_bytes=320 * 1024, baud=1_000_000,
+    oscillator_mhz=25.0, constraints="ulx3s.lpf", memory_bytes=292 * 1024, baud=1_000_000,
     ties=(("wifi_gpio0", 1),),
-    model="stories260K.bin --config ulx3s --weights mxfp4 --context 128",
+    model="stories260K.bin --config ulx3s --weights mxfp4 --context 64",
 )
 ARTY = BoardSpec(
     config=ULX3S.config.replace(name="arty", clock_mhz=50.0),

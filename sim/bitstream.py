@@ -28,6 +28,8 @@ from sim.pnr import ROOT, Sources, worst_path
 __all__ = ["clocks", "located", "pack", "port_bits", "place_and_route"]
 
 DEVICES = {"LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k"}
+SHALLOW = 64
+"""Words of the memories that are LUTs: the model takes the block RAM."""
 CELLS = ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW", "DP16KD", "MULT18X18D", "EHXPLLL")
 
 
@@ -81,7 +83,7 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "serrano.bit").unlink(missing_ok=True)
     begin = time.monotonic()
-    netlist = synthesise(top, folder)
+    netlist = synthesise(top, folder, SHALLOW)
     print(f"{spec.name}: netlist {time.monotonic() - begin:.0f} s", flush=True)
     if synth_only:
         print((folder / "netlist.txt").read_text())

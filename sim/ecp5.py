@@ -28,8 +28,10 @@ __all__ = [
 MAP = Path(__file__).parent / "data" / "ecp5_map.v"
 NARROW = 5
 """Widest adder that is left to LUTs."""
-SYNTH = f"""
-synth_ecp5 -nowidelut -no-rw-check -top {{top}} -run begin:map_gates
+COARSE = """
+synth_ecp5 -nowidelut -no-rw-check -top {top} -run begin:map_ram
+"""
+CELLS = f"""synth_ecp5 -nowidelut -no-rw-check -top {{top}} -run map_ram:map_gates
 techmap -map +/techmap.v t:$alu r:Y_WIDTH<={NARROW} %i
 techmap -map map.v t:$alu
 synth_ecp5 -nowidelut -no-rw-check -top {{top}} -run map_gates:map_luts
@@ -37,11 +39,14 @@ muxcover -mux4=250
 techmap -map map.v t:$_MUX4_
 synth_ecp5 -nowidelut -no-rw-check -top {{top}} -run map_luts:
 """
+SYNTH = COARSE + CELLS
 """Wide multiplexers (PFUMX, L6MUX21) cost an eighth more LUTs and gain no speed here. Only a tree that is a
 whole multiplexer of four gains by sim/data/ecp5_map.v, hence its cost of 250. Reads never meet a write to
 their row (hw/memory.py): -no-rw-check says so of Verilog, `no_collisions` of RTLIL. ABC9 is the default."""
 
 
+SHALLOW = """setattr -set ram_style "distributed" t:$mem_v2 r:SIZE<={depth} %i
+"""
 FANOUT = 48
 """Pins that read one register at most."""
 PLACE = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
@@ -114,16 +119,17 @@ def split_registers(netlist: dict, most: int) -> None:
                     cells[reader]["connections"][pin][k] = last
 
 
-def synthesise(top: wiring.Component, folder: Path) -> Path:
+def synthesise(top: wiring.Component, folder: Path, shallow: int = 0) -> Path:
     """`folder`/netlist.json: `top` (module name: top) in ECP5 cells, with Python source lines on its nets;
-    beside it netlist.txt (counts), yosys.log, top.il. Made again only if the design or this flow changed."""
+    beside it netlist.txt (counts), yosys.log, top.il. Made again only if the design or this flow changed.
+    Memories of up to `shallow` words are LUTs, for a part that runs out of block RAM first."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = {
         name: (value, PortDirection.Input if way == "i" else PortDirection.Output)
         for name, (value, way) in flat_ports(top).items()
     }
     text = no_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
-    script = SYNTH.format(top="top")
+    script = (COARSE + (SHALLOW.format(depth=shallow) if shallow else "") + CELLS).format(top="top")
     key = hashlib.sha256("\n".join([script, str(FANOUT), MAP.read_text(), text]).encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:

@@ -11,7 +11,7 @@ from amaranth import Module
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
-from hw.glue import mux
+from hw.glue import Fifo, mux
 from sim.ecp5 import MAP, cut_chains, no_collisions, plain_names, split_registers, synthesise, tool
 
 SUMS = """
@@ -108,6 +108,14 @@ def test_multiplexers_take_two_luts_a_bit(tmp_path):
     synthesise(Choice(), tmp_path)
     cells = json.loads((tmp_path / "netlist.json").read_text())["modules"]["top"]["cells"]
     assert Counter(cell["type"] for cell in cells.values())["LUT4"] == 2 * 8
+
+
+@pytest.mark.parametrize("shallow, ram", [(0, "DP16KD"), (31, "DP16KD"), (32, "TRELLIS_DPR16X4")])
+def test_shallow_memories_are_luts(tmp_path, shallow, ram):
+    """A FIFO that asks for block RAM, 32 words."""
+    synthesise(Fifo(18, 32, block=True), tmp_path, shallow)
+    cells = json.loads((tmp_path / "netlist.json").read_text())["modules"]["top"]["cells"]
+    assert {cell["type"] for cell in cells.values()} & {"DP16KD", "TRELLIS_DPR16X4"} == {ram}
 
 
 def test_names_that_look_like_bits():

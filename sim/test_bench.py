@@ -20,7 +20,7 @@ def device():
 @pytest.mark.parametrize(
     "make,floor",
     [
-        (lambda: kernels.gemm_sram(BASE, 64, 64, 64), 0.94),
+        (lambda: kernels.gemm_sram(BASE, 64, 64, 64), 0.93),  # 67 cycles of pipeline
         (lambda: kernels.gemm_sram(BASE, 192, 192, 192), 0.995),
         (lambda: kernels.gemm_dram(BASE, 128, 512, 256), 0.93),
         (lambda: kernels.gemv(BASE, 2880, 2880, 2), 0.985),

@@ -20,6 +20,8 @@ CONFIGS = {
     "c4": TINY.replace(name="c4", columns=4),
     "base": BASE.replace(sram_bytes=128 * 1024),
 }
+WIDE = {"c16": BASE.replace(name="c16", columns=16, sram_bytes=128 * 1024)}
+"""Lane words of more than 32 bytes, for the tests that draw their instructions."""
 DEFAULTS = {o.name: o.default for o in INSTRUCTION.operands}
 
 
@@ -85,7 +87,7 @@ class Machine:
     """The bench beside the golden model."""
 
     def __init__(self, name: str):
-        self.config = CONFIGS[name]
+        self.config = (CONFIGS | WIDE)[name]
         self.unit = build_unit(Bench(self.config), f"vector_bench_{name}")
         self.unit.collect("signal")
         self.unit.collect("dump")
@@ -287,7 +289,7 @@ def allocator(start: int):
 
 
 @pytest.mark.parametrize("stall", [0, 60, 200])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS | WIDE)
 def test_random(name, stall):
     bench = machine(name)
     for seed in range(8):

@@ -239,8 +239,9 @@ def random_instruction(rng, config: TileConfig, place) -> dict:
         if order:
             others |= {"o0": 32 * max(blocks, 1), "o1": 32}
         if rows < c and choose(0, 1):
-            others["qs"] = place(32 * blocks, 32) + int(rng.integers(0, config.word_bytes - rows + 1))
-            others["o2"] = config.word_bytes
+            word = config.word_bytes
+            others["qs"] = place(word * blocks, word) + int(rng.integers(0, word - rows + 1))
+            others["o2"] = word
         else:
             others["qs"] = place(c * blocks, c)
     if red_op:

@@ -219,4 +219,4 @@ def test_probes_name_what_is_missing():
             text.replace("serrano_tile.vector  vector (", "serrano_tile.lanes  lanes ("), "serrano_tile"
         )
     with pytest.raises(ValueError, match="matmul.signals_commands"):
-        tr.tile_probes(text.replace(" signals_commands (", " renamed ("), "serrano_tile")
+        tr.tile_probes(text.replace(".signals_commands ", ".renamed "), "serrano_tile")

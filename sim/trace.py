@@ -86,16 +86,15 @@ def tile_probes(verilog: str, top: str) -> dict[str, tuple[int, str]]:
     instances = dict(modules)  # a name that is also a port's gets a number behind a dollar
 
     def inside(module: str, instance: str, port: str) -> str:
-        """Expression connected to a port of an instance in a module of the tile."""
-        text = re.search(
-            rf"^module \\{re.escape(top)}\.{module}(?:\$\d+)? \(.*?^endmodule", verilog, re.M | re.S
+        """A port of an instance in a module of the tile. It is looked up: one whose name another signal has
+        carries a number."""
+        header = re.search(
+            rf"^module \\{re.escape(top)}\.{module}(?:\$\d+)?\.{instance}(?:\$\d+)? \(([^;]*)\);", verilog, re.M
         )
-        found = text and re.search(
-            rf"^  \S+  {instance} \($.*?\.{port}\((\\?[^)\s]+ ?)\)", text[0], re.M | re.S
-        )
+        found = header and re.search(rf"(?:^|,\s+)({port}|\\{port}\$\d+ )(?:,|$)", header[1])
         if not found:
             raise ValueError(f"no port {port} of {module}.{instance} in the Verilog of {top}")
-        return f"tile.{instances[module]}.{found[1]}"
+        return f"tile.{instances[module]}.{instance}.{found[1]}"
 
     missing = {"csr", "control", "sequencer", "load", "store", "matmul", "vector", "noc"} - set(instances)
     if missing:
@@ -107,7 +106,7 @@ def tile_probes(verilog: str, top: str) -> dict[str, tuple[int, str]]:
         f"6'd0, {at['load']}.signals.complete",
         f"6'd0, {at['store']}.done_signals.complete",
         f"7'd0, {popped}",
-        f"6'd0, {at['vector']}.writer.done",
+        f"6'd0, {inside('vector', 'writer', 'done')}",
         f"7'd0, {at['noc']}.busy",
     ]
     stalls = [

@@ -5,9 +5,11 @@ docs/boards.md has the picture and the protocol. Usage: ``python -m hw.board --c
 """
 
 import argparse
+from functools import reduce
+from operator import or_
 from pathlib import Path
 
-from amaranth import Module, Mux, ResetInserter, Signal
+from amaranth import Cat, Module, Mux, ResetInserter, Signal
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
@@ -20,7 +22,7 @@ from .memory import SinglePortRam
 from .tile import Tile
 from .uart import UartReceiver, UartTransmitter, divisor
 
-__all__ = ["AxiShare", "Board", "OnChipMemory"]
+__all__ = ["AxiShare", "Board", "LargeRam", "OnChipMemory"]
 
 RESET_CYCLES = 32
 """The tile wants 16."""
@@ -88,6 +90,39 @@ class AxiShare(wiring.Component):
         return m
 
 
+class LargeRam(wiring.Component):
+    """`SinglePortRam` of many rows, in pieces: as many of `deepest` rows as there are, then powers of two.
+
+    A block RAM then holds few bits of all rows of a piece: one bit at `deepest`. From one memory tools make
+    blocks of few rows with many bits, all of which come to a multiplexer from all over the part.
+    """
+
+    def __init__(self, *, width: int, depth: int, deepest: int = 16384):
+        self.width, self.depth, self.deepest = width, depth, deepest
+        super().__init__(SinglePortRam.members(width, depth))
+
+    def elaborate(self, platform):
+        m = Module()
+        chosen, words, base = [], [], 0
+        while base < self.depth:
+            rows = min(self.deepest, 1 << (self.depth - base).bit_length() - 1)
+            m.submodules[f"rows_{base}"] = ram = SinglePortRam(width=self.width, depth=rows)
+            here = self.addr[exact_log2(rows) :] == base // rows  # base is a multiple of rows
+            m.d.comb += [
+                ram.en.eq(self.en & here), ram.we.eq(self.we), ram.addr.eq(self.addr),
+                ram.wdata.eq(self.wdata), ram.wstrb.eq(self.wstrb),
+            ]
+            chosen.append(here)
+            words.append(ram.rdata)
+            base += rows
+        latest = Signal(len(words))  # the piece that `rdata` comes from
+        with m.If(self.en):
+            m.d.sync += latest.eq(Cat(chosen))
+        m.d.comb += self.rdata.eq(reduce(or_, (
+            word & bit.replicate(self.width) for word, bit in zip(words, latest, strict=True))))
+        return m
+
+
 class OnChipMemory(wiring.Component):
     """AXI4 slave in front of one single-port RAM of `nbytes` (a multiple of 2^12) bytes from address 0.
 
@@ -106,7 +141,7 @@ class OnChipMemory(wiring.Component):
         m = Module()
         config, axi = self.config, self.axi
         rows, shift = self.nbytes // config.axi_bytes, exact_log2(config.axi_bytes)
-        m.submodules.ram = ram = SinglePortRam(width=config.axi_data_bits, depth=rows)
+        m.submodules.ram = ram = LargeRam(width=config.axi_data_bits, depth=rows)
         burst = data.StructLayout({"row": 32 - shift, "len": 8, "id": config.axi_id_bits})
         done = data.StructLayout({"bad": 1, "id": config.axi_id_bits})
         answer = data.StructLayout({"data": config.axi_data_bits, "last": 1, **done.members})

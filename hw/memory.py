@@ -54,19 +54,24 @@ class SinglePortRam(_Storage):
 
     def __init__(self, *, width: int, depth: int, granularity: int = 8, init=()):
         super().__init__(
-            {
-                "en": In(1),
-                "we": In(1),
-                "addr": In(ceil_log2(depth)),
-                "wdata": In(width),
-                "wstrb": In(width // granularity),
-                "rdata": Out(width),
-            },
+            self.members(width, depth, granularity),
             width=width,
             depth=depth,
             granularity=granularity,
             init=init,
         )
+
+    @staticmethod
+    def members(width: int, depth: int, granularity: int = 8) -> dict[str, wiring.Member]:
+        """Members of the port."""
+        return {
+            "en": In(1),
+            "we": In(1),
+            "addr": In(ceil_log2(depth)),
+            "wdata": In(width),
+            "wstrb": In(width // granularity),
+            "rdata": Out(width),
+        }
 
     def _connect(self, m, mem):
         read = mem.read_port()

@@ -22,7 +22,8 @@ from amaranth.lib import wiring
 from hw.export import flat_ports
 
 __all__ = [
-    "PLACE", "SYNTH", "cut_chains", "no_collisions", "plain_names", "split_registers", "synthesise", "tool",
+    "PLACE", "SYNTH", "cut_chains", "global_controls", "no_collisions", "plain_names", "split_registers",
+    "synthesise", "tool",
 ]
 
 MAP = Path(__file__).parent / "data" / "ecp5_map.v"
@@ -49,6 +50,9 @@ SHALLOW = """setattr -set ram_style "distributed" t:$mem_v2 r:SIZE<={depth} %i
 """
 FANOUT = 48
 """Pins that read one register at most."""
+SHARED = 1000
+"""Registers that share a reset or an enable from which on it is worth a network of the clocks'."""
+GLOBALS = 7
 PLACE = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
 """How nextpnr places and routes: its default placer (heap) leaves nearly twice the wire length, since block
 RAMs find no place near the logic that they belong to; its default router takes hours."""
@@ -119,6 +123,34 @@ def split_registers(netlist: dict, most: int) -> None:
                     cells[reader]["connections"][pin][k] = last
 
 
+def global_controls(netlist: dict, least: int) -> None:
+    """The resets and enables that at least `least` registers of a JSON netlist share, those of the most
+    registers first, on the clocks' network, in place: nextpnr leaves them to the fabric, of which a reset of
+    everything takes wires in every tile. What else reads them stays. Of the part's networks 8 lead to such
+    pins; one is the clock's."""
+    for module in netlist["modules"].values():
+        cells, last = module["cells"], max(
+            bit for net in module["netnames"].values() for bit in net["bits"] if isinstance(bit, int))
+        pins: dict[int, list[tuple[str, str]]] = {}
+        for name, cell in cells.items():
+            if cell["type"] == "TRELLIS_FF":
+                for pin in ("LSR", "CE"):
+                    for bit in cell["connections"].get(pin, ()):
+                        if isinstance(bit, int):
+                            pins.setdefault(bit, []).append((name, pin))
+        most = sorted(pins, key=lambda bit: (-len(pins[bit]), bit))[:GLOBALS]
+        for number, bit in enumerate(bit for bit in most if len(pins[bit]) >= least):
+            last += 1
+            cells[f"control_{number}"] = {
+                "hide_name": 0, "type": "DCCA", "parameters": {}, "attributes": {},
+                "port_directions": {"CLKI": "input", "CLKO": "output"},
+                "connections": {"CLKI": [bit], "CLKO": [last]},
+            }
+            module["netnames"][f"control_{number}"] = {"hide_name": 0, "bits": [last], "attributes": {}}
+            for name, pin in pins[bit]:
+                cells[name]["connections"][pin] = [last]
+
+
 def synthesise(top: wiring.Component, folder: Path, shallow: int = 0) -> Path:
     """`folder`/netlist.json: `top` (module name: top) in ECP5 cells, with Python source lines on its nets;
     beside it netlist.txt (counts), yosys.log, top.il. Made again only if the design or this flow changed.
@@ -130,7 +162,7 @@ def synthesise(top: wiring.Component, folder: Path, shallow: int = 0) -> Path:
     }
     text = no_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
     script = (COARSE + (SHALLOW.format(depth=shallow) if shallow else "") + CELLS).format(top="top")
-    key = hashlib.sha256("\n".join([script, str(FANOUT), MAP.read_text(), text]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([script, f"{FANOUT} {SHARED} {GLOBALS}", MAP.read_text(), text]).encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:
         return netlist
@@ -146,6 +178,7 @@ def synthesise(top: wiring.Component, folder: Path, shallow: int = 0) -> Path:
     )
     content = json.loads(netlist.read_text())
     cut_chains(content)
+    global_controls(content, SHARED)
     split_registers(content, FANOUT)
     netlist.write_text(json.dumps(content))
     mark.write_text(key)

@@ -12,7 +12,17 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from hw.glue import Fifo, mux
-from sim.ecp5 import MAP, cut_chains, no_collisions, plain_names, split_registers, synthesise, tool
+from sim.ecp5 import (
+    GLOBALS,
+    MAP,
+    cut_chains,
+    global_controls,
+    no_collisions,
+    plain_names,
+    split_registers,
+    synthesise,
+    tool,
+)
 
 SUMS = """
 module sums(input [W-1:0] a, b, input minus, c, output [W-1:0] s, d, e, output lt, ge, slt, output [W:0] t);
@@ -157,3 +167,27 @@ def test_split_registers():
     assert copies == {"r": 4, "alone": 5, "r_copy1": 31, "r_copy2": 32}
     assert reads == {"alone": 4, "l0": 4, "l2": 31, "l9": 31, "l10": 32, "r": 3, "r_copy1": 3, "r_copy2": 3}
     assert cells["r_copy2"]["connections"]["CLK"] == [2]
+
+
+def test_global_controls():
+    """Net k resets or enables k registers: those of at least 3, the largest first, as many as there are
+    networks; what else reads a net stays."""
+    def ff(**pins):
+        return {"type": "TRELLIS_FF", "connections": {pin: [bit] for pin, bit in pins.items()}}
+
+    cells = {f"r{k}_{n}": ff(**{("LSR", "CE")[n % 2]: k, "Q": 100 * k + n, "CLK": 1, "DI": "0"})
+             for k in range(2, 12) for n in range(k)}
+    cells["data"] = ff(DI=11, CE="1", LSR="0", CLK=1, Q=20)
+    before = {name: dict(cell["connections"]) for name, cell in cells.items()}
+    module = {"cells": cells, "netnames": {"all": {"bits": [1109]}}, "ports": {}}
+    global_controls({"modules": {"top": module}}, 3)
+    made = {name: cell["connections"] for name, cell in cells.items() if cell["type"] == "DCCA"}
+    assert made == {f"control_{k}": {"CLKI": [11 - k], "CLKO": [1110 + k]} for k in range(GLOBALS)}
+    for name, cell in cells.items():
+        if name in before:
+            want = {pin: [1110 + 11 - old[0]] if pin in ("LSR", "CE") and old[0] in range(5, 12) else old
+                    for pin, old in before[name].items()}
+            assert cell["connections"] == want, name
+    few = {"cells": {"a": ff(CE=5), "b": ff(CE=5)}, "netnames": {"n": {"bits": [5]}}, "ports": {}}
+    global_controls({"modules": {"top": few}}, 3)
+    assert set(few["cells"]) == {"a", "b"}

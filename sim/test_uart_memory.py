@@ -13,7 +13,7 @@ from amaranth.sim import Simulator
 
 from hw.axi import AxiMaster
 from hw.axi_checker import AxiChecker, Violation
-from hw.board import AxiShare, OnChipMemory
+from hw.board import AxiShare, LargeRam, OnChipMemory
 from hw.config import TINY
 
 CONFIG = TINY.replace(axi_data_bits=32)
@@ -195,6 +195,33 @@ def test_reads_and_writes_take_turns(slow: str) -> None:
     sim.add_testbench(both)
     sim.run()
     assert beats[slow] >= 190 and sum(beats.values()) >= 390
+
+
+def test_large_ram() -> None:
+    """Pieces of 16, 16, 8, 2 and 1 rows are one memory: random accesses against a list; what was read stays."""
+    dut, rng = LargeRam(width=16, depth=43, deepest=16), np.random.default_rng(5)
+    rows: list[int | None] = [None] * 43
+
+    async def bench(ctx):
+        shown = None  # what rdata has to show
+        for _ in range(3000):
+            en, we, addr = int(rng.random() < 0.8), int(rng.integers(2)), int(rng.integers(43))
+            data, strobes = int(rng.integers(1 << 16)), 3 if rows[addr] is None else int(rng.integers(4))
+            for name, value in (("en", en), ("we", we), ("addr", addr), ("wdata", data), ("wstrb", strobes)):
+                ctx.set(getattr(dut, name), value)
+            if en and we:
+                mask = (strobes & 1) * 0x00FF | (strobes >> 1) * 0xFF00
+                rows[addr] = data & mask | (rows[addr] or 0) & ~mask
+            if en:
+                shown = None if we else rows[addr]
+            await ctx.tick()
+            assert shown is None or ctx.get(dut.rdata) == shown
+
+    sim = Simulator(dut)
+    sim.add_clock(1e-8)
+    sim.add_testbench(bench)
+    sim.run()
+    assert None not in rows
 
 
 def test_sizes() -> None:

@@ -162,7 +162,8 @@ def synthesise(top: wiring.Component, folder: Path, shallow: int = 0) -> Path:
     }
     text = no_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
     script = (COARSE + (SHALLOW.format(depth=shallow) if shallow else "") + CELLS).format(top="top")
-    key = hashlib.sha256("\n".join([script, f"{FANOUT} {SHARED} {GLOBALS}", MAP.read_text(), text]).encode()).hexdigest()
+    made_of = [script, f"{FANOUT} {SHARED} {GLOBALS}", MAP.read_text(), text]
+    key = hashlib.sha256("\n".join(made_of).encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:
         return netlist

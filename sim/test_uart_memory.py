@@ -198,7 +198,7 @@ def test_reads_and_writes_take_turns(slow: str) -> None:
 
 
 def test_large_ram() -> None:
-    """Pieces of 16, 16, 8, 2 and 1 rows are one memory: random accesses against a list; what was read stays."""
+    """Pieces of 16, 16, 8, 2 and 1 rows are one memory: random accesses against a list."""
     dut, rng = LargeRam(width=16, depth=43, deepest=16), np.random.default_rng(5)
     rows: list[int | None] = [None] * 43
 

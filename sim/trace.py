@@ -89,7 +89,9 @@ def tile_probes(verilog: str, top: str) -> dict[str, tuple[int, str]]:
         """A port of an instance in a module of the tile. It is looked up: one whose name another signal has
         carries a number."""
         header = re.search(
-            rf"^module \\{re.escape(top)}\.{module}(?:\$\d+)?\.{instance}(?:\$\d+)? \(([^;]*)\);", verilog, re.M
+            rf"^module \\{re.escape(top)}\.{module}(?:\$\d+)?\.{instance}(?:\$\d+)? \(([^;]*)\);",
+            verilog,
+            re.M,
         )
         found = header and re.search(rf"(?:^|,\s+)({port}|\\{port}\$\d+ )(?:,|$)", header[1])
         if not found:

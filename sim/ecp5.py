@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -22,8 +23,8 @@ from amaranth.lib import wiring
 from hw.export import flat_ports
 
 __all__ = [
-    "PLACE", "SYNTH", "cut_chains", "global_controls", "no_collisions", "plain_names", "split_registers",
-    "synthesise", "tool",
+    "PLACE", "SYNTH", "cut_chains", "global_controls", "keep_empty", "no_collisions", "plain_names",
+    "split_registers", "synthesise", "tool",
 ]
 
 MAP = Path(__file__).parent / "data" / "ecp5_map.v"
@@ -149,6 +150,21 @@ def global_controls(netlist: dict, least: int) -> None:
             module["netnames"][f"control_{number}"] = {"hide_name": 0, "bits": [last], "attributes": {}}
             for name, pin in pins[bit]:
                 cells[name]["connections"][pin] = [last]
+
+
+def keep_empty(netlist: dict, columns: Iterable[int], rows: Iterable[int]) -> int:
+    """Unconnected LUTs in every place of these tiles of the part, into the top module of a JSON netlist, in
+    place; their number. nextpnr spreads cells evenly and runs out of wires in the middle. Registers may still
+    go there."""
+    cells = netlist["modules"]["top"]["cells"]
+    places = [f"X{x}/Y{y}/SLICE{s}.K{k}" for y in rows for x in columns for s in "ABCD" for k in (0, 1)]
+    for place in places:
+        cells[f"empty {place}"] = {
+            "hide_name": 0, "type": "LUT4", "parameters": {"INIT": "0" * 16}, "attributes": {"BEL": place},
+            "port_directions": {"A": "input", "B": "input", "C": "input", "D": "input", "Z": "output"},
+            "connections": {},
+        }
+    return len(places)
 
 
 def synthesise(top: wiring.Component, folder: Path, shallow: int = 0) -> Path:

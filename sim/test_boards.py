@@ -202,6 +202,7 @@ def test_bitstream(tmp_path, capsys) -> None:
     assert b"LFE5U-85F-6CABGA381" in data[:200] and b"\xff\xff\xbd\xb3" in data[:400] and len(data) > 10_000
     printed = capsys.readouterr().out
     assert re.search(r"oscillator.*: \d+\.\d MHz, wanted 25\.0 MHz", printed) and "TRELLIS_FF" in printed
+    assert int(re.search(r"TRELLIS_COMB +(\d+) of", printed)[1]) < 100  # tiles kept empty are not counted
 
 
 def test_no_bitstream_where_the_clock_is_not_met(tmp_path, capsys) -> None:

@@ -17,6 +17,7 @@ from sim.ecp5 import (
     MAP,
     cut_chains,
     global_controls,
+    keep_empty,
     no_collisions,
     plain_names,
     split_registers,
@@ -167,6 +168,17 @@ def test_split_registers():
     assert copies == {"r": 4, "alone": 5, "r_copy1": 31, "r_copy2": 32}
     assert reads == {"alone": 4, "l0": 4, "l2": 31, "l9": 31, "l10": 32, "r": 3, "r_copy1": 3, "r_copy2": 3}
     assert cells["r_copy2"]["connections"]["CLK"] == [2]
+
+
+def test_keep_empty():
+    """All eight LUTs of each tile, and nothing else, in places that nextpnr knows (sim/test_boards.py)."""
+    cells: dict = {"r": {"type": "TRELLIS_FF", "connections": {"Q": [2]}}}
+    assert keep_empty({"modules": {"top": {"cells": cells}}}, range(3, 5), (7, 9)) == 2 * 2 * 8
+    assert cells.pop("r") and {c["type"] for c in cells.values()} == {"LUT4"}
+    places = {c["attributes"]["BEL"] for c in cells.values()}
+    tiles = {place.rpartition("/")[0] for place in places}
+    assert len(places) == 32 and tiles == {"X3/Y7", "X4/Y7", "X3/Y9", "X4/Y9"}
+    assert not any(c["connections"] for c in cells.values())
 
 
 def test_global_controls():

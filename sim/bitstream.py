@@ -23,7 +23,8 @@ from amaranth.lib import wiring
 from hw.board_top import BoardTop
 from hw.boards import BOARDS, BoardSpec, board
 from hw.export import flat_ports
-from sim.ecp5 import keep_empty, synthesise, tool
+from sim.ecp5 import keep_empty, synthesise
+from sim.netlist import tool
 from sim.pnr import ROOT, Sources, worst_path
 
 __all__ = ["clocks", "located", "pack", "port_bits", "place_and_route"]

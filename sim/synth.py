@@ -36,7 +36,7 @@ from typing import Any
 from hw.config import TileConfig
 from hw.config_file import load
 from hw.readable import parse, readable
-from sim.ecp5 import MAP, SYNTH
+from sim import ecp5, gowin
 from sim.verilate import cached_verilog
 
 __all__ = [
@@ -71,7 +71,8 @@ class Target:
     """What makes the netlist; with `-top TOP` behind it a command of Yosys, unless there is a `script`."""
     weights: Mapping[str, tuple[str, float]]
     script: str = ""
-    """Commands with `{top}`, map.v (sim/data/ecp5_map.v) beside them."""
+    """Commands with `{top}`, `map_file` beside them."""
+    map_file: Path | None = None
 
 
 TARGETS = {
@@ -86,7 +87,8 @@ TARGETS = {
             "DP16KD|PDPW16KD": ("ram", 1),
             "PFUMX|L6MUX21": ("", 0),
         },
-        SYNTH,
+        ecp5.SYNTH,
+        ecp5.MAP,
     ),
     "nexus": Target(
         "synth_nexus -family lifcl -noiopad",
@@ -101,7 +103,7 @@ TARGETS = {
         },
     ),
     "gowin": Target(
-        "synth_gowin -noiopads",
+        "synth_gowin with sim/data/gw5a_map.v",
         {
             "LUT[1-4]": ("lut", 1),
             "ALU": ("lut", 1),
@@ -109,10 +111,14 @@ TARGETS = {
             "RAM16SDP2": ("lut", 2),
             "RAM16SDP1": ("lut", 1),
             "DFF.*": ("ff", 1),
-            "MULT(9X9|18X18|36X36)": ("dsp", 1),
+            "MULT12X12": ("dsp", 0.5),
+            "MULTALU27X18": ("dsp", 1),
+            "MULT27X36": ("dsp", 2),
             "(SDPX?9?B|DPX?9?B|SPX?9?|pROMX?9?)": ("ram", 1),
             "MUX2_LUT[5-8]": ("", 0),
         },
+        gowin.SYNTH,
+        gowin.MAP,
     ),
     "xilinx": Target(
         "synth_xilinx -family xc7 -flatten -noiopad -noclkbuf",
@@ -202,14 +208,16 @@ def _yosys_version() -> str:
 def synthesise(unit: Unit, target: Target) -> dict[str, int]:
     """Primitives that a unit becomes, name -> number; black boxes under their module's name."""
     script = (target.script or f"{target.command} -top {{top}}").format(top=unit.top)
-    key = hashlib.sha256("\0".join([unit.text, script, MAP.read_text(), _yosys_version()]).encode())
+    mapping = target.map_file.read_text() if target.map_file else ""
+    key = hashlib.sha256("\0".join([unit.text, script, mapping, _yosys_version()]).encode())
     kept = CACHE / f"{unit.path}-{target.command.split()[0]}-{key.hexdigest()[:16]}.json"
     if not kept.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         # Yosys in WebAssembly sees the directory it runs in; after ABC it no longer writes to the terminal.
         with tempfile.TemporaryDirectory(dir=CACHE) as work:
             (Path(work) / "unit.v").write_text(unit.text)
-            shutil.copy(MAP, Path(work) / "map.v")
+            if target.map_file:
+                shutil.copy(target.map_file, work)
             (Path(work) / "unit.ys").write_text(
                 f"read_verilog unit.v\n{script}\n"
                 "select -assert-none t:$_DLATCH_*\ntee -q -o stat.json stat -json\n"

@@ -15,15 +15,16 @@ from hw.glue import Fifo, mux
 from sim.ecp5 import (
     GLOBALS,
     MAP,
+    SHARED,
+    absorb_registers,
     cut_chains,
     global_controls,
     keep_empty,
-    no_collisions,
-    plain_names,
     split_registers,
     synthesise,
-    tool,
+    unit_resets,
 )
+from sim.netlist import no_collisions, plain_names, tool
 
 SUMS = """
 module sums(input [W-1:0] a, b, input minus, c, output [W-1:0] s, d, e, output lt, ge, slt, output [W:0] t);
@@ -168,6 +169,66 @@ def test_split_registers():
     assert copies == {"r": 4, "alone": 5, "r_copy1": 31, "r_copy2": 32}
     assert reads == {"alone": 4, "l0": 4, "l2": 31, "l9": 31, "l10": 32, "r": 3, "r_copy1": 3, "r_copy2": 3}
     assert cells["r_copy2"]["connections"]["CLK"] == [2]
+
+
+def register(**pins) -> dict:
+    """A flip-flop as Yosys leaves it."""
+    ways = {pin: "output" if pin == "Q" else "input" for pin in pins}
+    return {"type": "TRELLIS_FF", "connections": {pin: [bit] for pin, bit in pins.items()},
+            "port_directions": ways, "parameters": {
+                "CEMUX": "CE" if "CE" in pins else "1 ", "CLKMUX": "CLK", "LSRMUX": "LSR", "REGSET": "RESET"}}
+
+
+def product(feeds: str, factor_enable: dict, product_enable: dict, reset: int | str) -> tuple[dict, dict]:
+    """Multiplier of two bits by one: bits 10, 11 (registers of 20, 21) by 12 (of 22), product 30 kept in 40.
+    `feeds`: what drives 20 to 22."""
+    wires = {"A0": 10, "A1": 11, "A2": "0", "B0": 12, "P0": 30, "P1": 31}
+    cells = {"m": {"type": "MULT18X18D", "parameters": {}, "connections": {k: [b] for k, b in wires.items()},
+                   "port_directions": {k: "output" if k[0] == "P" else "input" for k in wires}}}
+    for k in range(3):
+        cells[f"in{k}"] = register(DI=20 + k, Q=10 + k, CLK=2, LSR="0", **(factor_enable if k == 2 else {}))
+        cells[f"before{k}"] = register(DI=50 + k, Q=20 + k, CLK=2, LSR="0")
+        if feeds == "logic":
+            cells[f"before{k}"]["type"] = "LUT4"
+    cells["out"] = register(DI=30, Q=40, CLK=2, LSR=reset, **product_enable)
+    module = {"cells": cells, "ports": {"o": {"direction": "output", "bits": [40]}}}
+    absorb_registers({"modules": {"top": module}})
+    return cells, cells["m"]["connections"]
+
+
+def test_registers_of_products():
+    """All registers go into the block: pins lead to what fed them, and each has its enable."""
+    cells, wires = product("registers", {"CE": 7}, {}, "0")
+    assert not {"in0", "in1", "in2", "out"} & set(cells)
+    assert {pin: wires[pin][0] for pin in wires} == {
+        "A0": 20, "A1": 21, "A2": "0", "B0": 22, "P0": 40, "P1": 31,
+        "CLK0": 2, "CE0": "1", "CE1": "1", "CE2": 7, "RST0": "0"}
+    assert cells["m"]["parameters"] == {
+        f"REG_{name}_{what}": value
+        for name, enable in (("INPUTA", "CE1"), ("INPUTB", "CE2"), ("OUTPUT", "CE0"))
+        for what, value in (("CLK", "CLK0"), ("CE", enable), ("RST", "RST0"))}
+
+
+@pytest.mark.parametrize("case, stay", [
+    (("logic", {}, {}, "0"), {"in0", "in1", "in2"}),  # logic would lie in front of the block
+    (("registers", {}, {"CE": 7}, "0"), {"out"}),  # the block's register has no enable
+    (("registers", {}, {}, 9), {"out"}),  # nor a reset of its own
+])
+def test_registers_that_stay(case, stay):
+    cells, _ = product(*case)
+    assert {name for name in cells if name in {"in0", "in1", "in2", "out"}} == stay
+
+
+def test_unit_resets():
+    """Units a and b have resets 5 and 6; c.d has none, c has 5; 7 is a reset of few, which is nobody's."""
+    cells = {f"top.{unit}.r{k}": register(DI=8, Q=100 * k + net, CLK=2, LSR=net)
+             for unit, net in (("a", 5), ("b", 6), ("c", 5)) for k in range(SHARED)}
+    cells |= {f"top.{unit}.x": register(DI=8, Q=9, CLK=2, LSR="0") for unit in ("a", "b", "c.d", "e")}
+    cells["top.b.few"] = register(DI=8, Q=9, CLK=2, LSR=7)
+    unit_resets({"modules": {"top": {"cells": cells}}})
+    found = {name: cells[name]["connections"]["LSR"][0] for name in cells if name[-1] in "xw"}
+    assert found == {"top.a.x": 5, "top.b.x": 6, "top.c.d.x": 5, "top.e.x": 5, "top.b.few": 7}
+    assert cells["top.b.x"]["parameters"]["SRMODE"] == "LSR_OVER_CE"
 
 
 def test_keep_empty():

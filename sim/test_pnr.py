@@ -51,7 +51,7 @@ def test_area(netlist):
 
 
 def test_place_and_route(netlist):
-    report = pnr.place_and_route(netlist, pnr.ROOT / "constraints/ecp5.lpf", 1, 100.0)
+    report = pnr.place_and_route(netlist, pnr.PARTS["ecp5"], pnr.PARTS["ecp5"].constraints, 1, 100.0)
     assert report["utilization"]["TRELLIS_FF"]["used"] == 17 + 32 + 2 * 18
     lines = pnr.worst_path(report, pnr.Sources(netlist))
     (fmax,) = (f["achieved"] for f in report["fmax"].values())

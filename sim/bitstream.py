@@ -34,9 +34,9 @@ SHALLOW = 64
 """Words of the memories that are LUTs: the model takes the block RAM."""
 EMPTY = {"LFE5U-85F": (range(15, 111), range(13, 73, 4))}
 """Part -> columns and rows of tiles without LUTs (every fourth row of its middle): room for wires."""
-PLACE = ("--placer", "static", "--router", "router1", "--no-tmdriv", "--timing-allow-fail")
-"""How nextpnr places and routes: for short wires, not for the clock. router2 stops a little short of a full
-part (thousands of wires used twice, for ever); router1 takes its time and ends."""
+PLACE = ("--placer", "static", "--router", "router1", "--timing-allow-fail")
+"""How nextpnr places and routes: router2 stops a little short of a full part (a thousand wires used twice,
+for ever); router1 takes its time and ends."""
 CELLS = ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW", "DP16KD", "MULT18X18D", "EHXPLLL")
 
 

@@ -222,7 +222,7 @@ def split_registers(netlist: dict, most: int) -> None:
                 last += 1
                 cells[f"{name}_copy{copy}"] = {
                     **cells[name], "connections": {**cells[name]["connections"], "Q": [last]}}
-                module["netnames"][f"{name}_copy{copy}"] = {
+                module["netnames"][f"{name}_copy{copy}_Q"] = {
                     "hide_name": 1, "bits": [last], "attributes": cells[name].get("attributes", {})}
                 for reader, pin, k in pins[copy * most : (copy + 1) * most]:
                     cells[reader]["connections"][pin][k] = last
@@ -251,7 +251,7 @@ def global_controls(netlist: dict, least: int) -> None:
                 "port_directions": {"CLKI": "input", "CLKO": "output"},
                 "connections": {"CLKI": [bit], "CLKO": [last]},
             }
-            module["netnames"][f"control_{number}"] = {"hide_name": 0, "bits": [last], "attributes": {}}
+            module["netnames"][f"control_{number}_CLKO"] = {"hide_name": 0, "bits": [last], "attributes": {}}
             for name, pin in pins[bit]:
                 cells[name]["connections"][pin] = [last]
 

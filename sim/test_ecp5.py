@@ -169,6 +169,7 @@ def test_split_registers():
     assert copies == {"r": 4, "alone": 5, "r_copy1": 31, "r_copy2": 32}
     assert reads == {"alone": 4, "l0": 4, "l2": 31, "l9": 31, "l10": 32, "r": 3, "r_copy1": 3, "r_copy2": 3}
     assert cells["r_copy2"]["connections"]["CLK"] == [2]
+    assert not set(module["netnames"]) & set(cells)  # Yosys wants names of their own for nets and cells
 
 
 def register(**pins) -> dict:
@@ -256,6 +257,7 @@ def test_global_controls():
     global_controls({"modules": {"top": module}}, 3)
     made = {name: cell["connections"] for name, cell in cells.items() if cell["type"] == "DCCA"}
     assert made == {f"control_{k}": {"CLKI": [11 - k], "CLKO": [1110 + k]} for k in range(GLOBALS)}
+    assert not set(module["netnames"]) & set(cells)
     for name, cell in cells.items():
         if name in before:
             want = {pin: [1110 + 11 - old[0]] if pin in ("LSR", "CE") and old[0] in range(5, 12) else old

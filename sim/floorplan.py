@@ -16,17 +16,17 @@ BLOCKS = (*range(4, 59, 9), *range(69, 115, 9))
 """Columns in which blocks of four multipliers begin, and groups of four block RAMs (Project Trellis)."""
 MULTIPLIERS, RAMS = (0, 1, 4, 5), (0, 2, 4, 6)
 """Columns within."""
-ARRAY_ROWS, SRAM_ROWS = (10, 34, 58), (22, 46)
-NO_RAM = 69, 22  # the clock's block takes the place
-OTHERS = 7
-"""Blocks of multipliers in the last row that are not for the array: every second one."""
+ARRAY_ROWS, MORE_ROW, SRAM_ROWS = (34, 58), 10, (46, 70)
+"""In the middle, since logic of the same words lies all around. Where the array needs more than two rows,
+every second place of a third one."""
+NO_RAM = 69, 70  # the clock's block takes the place
 PRODUCT = re.compile(r"\bmatmul\.array\.column_(\d+)\.sum0_(\d+)_")
 RAM = re.compile(r"\bsram\.bank_(\d+)\.mem\.\d+\.(\d+)$")
 
 
-def _array_sites() -> list[tuple[int, int]]:
-    last = len(ARRAY_ROWS) - 1
-    return [(x, y) for n, x in enumerate(BLOCKS) for k, y in enumerate(ARRAY_ROWS) if k < last or n % 2]
+def _array_sites(blocks: int) -> list[tuple[int, int]]:
+    more = (MORE_ROW,) if blocks > len(BLOCKS) * len(ARRAY_ROWS) else ()
+    return [(x, y) for n, x in enumerate(BLOCKS) for y in (*ARRAY_ROWS, *more[: n % 2])]
 
 
 def _ram_sites() -> list[tuple[int, int, int]]:
@@ -54,7 +54,7 @@ def floorplan(netlist: dict) -> int:
                 bank, part = map(int, found.groups())
                 rams[part, bank] = cell
     count = 0
-    for block, (x, y) in spread(sorted(products), _array_sites()):
+    for block, (x, y) in spread(sorted(products), _array_sites(len(products))):
         for k, cell in products[block]:
             cell["attributes"]["BEL"] = f"X{x + MULTIPLIERS[k]}/Y{y}/MULT18_{MULTIPLIERS[k]}"
             count += 1

@@ -125,18 +125,18 @@ def _expect(wanted: str, verdict: tuple[str, str]) -> None:
         raise AssertionError(f"verdict {verdict[0]}, expected {wanted}")
 
 
-def prove(spec: wiring.Component, *, free_reset: bool = False, seconds: int = 120) -> None:
+def prove(spec: wiring.Component, *, free_reset: bool = False, seconds: int = 600) -> None:
     """No assertion fails in any execution of any length."""
     _expect("PASS", _abc(spec, free_reset, f"pdr -T {seconds}"))
 
 
 def refute(spec: wiring.Component, *, free_reset: bool = False, depth: int = 0) -> None:
     """Some assertion fails in some execution (of up to `depth` cycles, if given): the seeded bug is found."""
-    _expect("FAIL", _abc(spec, free_reset, f"bmc3 -F {depth} -T 120" if depth else "pdr -T 120"))
+    _expect("FAIL", _abc(spec, free_reset, f"bmc3 -F {depth} -T 600" if depth else "pdr -T 600"))
 
 
 def prove_bounded(spec: wiring.Component, depth: int, *, free_reset: bool = False,
-                  seconds: int = 300) -> None:
+                  seconds: int = 900) -> None:
     """No assertion fails in any execution of `depth` cycles."""
     verdict, log = _abc(spec, free_reset, f"bmc3 -F {depth} -T {seconds}")
     _expect("PASS", ("PASS" if verdict == f"UNKNOWN {depth - 1}" else verdict, log))

@@ -119,21 +119,24 @@ def register_reset(
     return f"{verilog}\n" + "\n".join([*lines, "  );", "endmodule", ""]), wrapper
 
 
-def randomize_init(verilog: str) -> str:
-    """Drop the initial values of registers and written memories, so that the simulator may choose.
+def randomize_init(verilog: str, registers: bool = True) -> str:
+    """Drop the initial values of registers (unless told not to) and written memories, so that the simulator
+    may choose.
 
     Read-only memories keep their contents. What remains equal for every seed is what reset defines.
     """
-    return "".join(map(_randomize_module, re.split(r"(?m)^(?=module )", verilog)))
+    modules = re.split(r"(?m)^(?=module )", verilog)
+    return "".join(_randomize_module(module, registers) for module in modules)
 
 
-def _randomize_module(verilog: str) -> str:
+def _randomize_module(verilog: str, registers: bool) -> str:
     """Names of memories are local to a module."""
     memory = r"^\s+(\\\S+ |[^\s\[\\]+)\["  # plain or escaped identifier, indexed
     written = set(re.findall(memory + r"[^\n]*\]\s*<= ", verilog, re.M))
-    verilog = re.sub(
-        r"^(  reg (?:\[\d+:0\] )?(?:\\\S+ |\S+)) *= \d+'[hd][0-9a-fx]+;$", r"\1;", verilog, flags=re.M
-    )
+    if registers:
+        verilog = re.sub(
+            r"^(  reg (?:\[\d+:0\] )?(?:\\\S+ |\S+)) *= \d+'[hd][0-9a-fx]+;$", r"\1;", verilog, flags=re.M
+        )
 
     def initial(match: re.Match[str]) -> str:
         name = re.search(memory + r"\w+\] = ", match[0], re.M)

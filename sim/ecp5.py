@@ -100,7 +100,6 @@ class _Pins:
             for bit in port["bits"] if port["direction"] != "input" else ():
                 self.readers[bit].append((name, "port"))
 
-
     def register(self, bit: int | str) -> dict | None:
         """The flip-flop that drives a net."""
         cell = self.cells.get(self.driver.get(bit, ("", ""))[0])
@@ -275,7 +274,8 @@ def synthesise(top: wiring.Component, folder: Path, shallow: int = 0) -> Path:
     """`sim.netlist.make` in ECP5 cells. Memories of up to `shallow` words are LUTs, for a part that runs out
     of block RAM first."""
     script = (COARSE + (SHALLOW.format(depth=shallow) if shallow else "") + CELLS).format(top="top")
-    return make(top, folder, script, {MAP.name: MAP.read_text()}, finish, Path(__file__).read_text())
+    passes = "".join(Path(__file__).with_name(name).read_text() for name in ("ecp5.py", "floorplan.py"))
+    return make(top, folder, script, {MAP.name: MAP.read_text()}, finish, passes)
 
 
 def finish(netlist: dict) -> None:

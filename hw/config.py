@@ -107,7 +107,7 @@ class TileConfig:
 TINY = TileConfig(name="tiny", columns=2, psum_depth=64, sram_banks=4, sram_bytes=64 * 1024, axi_data_bits=64,
                   axi_outstanding=4, axi_burst_beats=16, imem_words=4096)
 BASE = TileConfig(name="base")
-ECP5 = TileConfig(name="ecp5", columns=4, sram_banks=4, sram_bytes=128 * 1024)
+ECP5 = TileConfig(name="ecp5", columns=4, sram_banks=2, sram_bytes=128 * 1024)
 BIG = TileConfig(name="big", columns=32, psum_depth=512, sram_banks=16, sram_bytes=4 << 20, axi_data_bits=512,
                  axi_outstanding=16, clock_mhz=200.0)
 

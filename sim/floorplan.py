@@ -1,10 +1,9 @@
-"""Where the blocks lie that a tile's words go through, on an LFE5U-85F: slice by slice, from left to right.
+"""Where the blocks lie that a tile's words go through, on an LFE5U-85F.
 
-Of the array, blocks of four multipliers lie where the four bytes of the word are that they multiply, and of
-the SRAM, the block RAMs of all banks that hold the same bytes lie next to each other: words run up and down
-the part, and nothing wide crosses it. nextpnr places logic well, but not hundreds of blocks into the few rows
-that a part has for them: left alone, these take a third more wire. Places that are not taken here are left to
-nextpnr.
+Every column of the array has a strip of the part from left to right, with its adder tree among its
+multipliers; of the SRAM, the block RAMs of all banks that hold the same bytes of a word lie next to each
+other. nextpnr places logic well, but not hundreds of blocks into the few rows that a part has for them: left
+alone, these take a third more wire. Places that are not taken here are left to nextpnr.
 """
 
 import re
@@ -16,17 +15,18 @@ BLOCKS = (*range(4, 59, 9), *range(69, 115, 9))
 """Columns in which blocks of four multipliers begin, and groups of four block RAMs (Project Trellis)."""
 MULTIPLIERS, RAMS = (0, 1, 4, 5), (0, 2, 4, 6)
 """Columns within."""
-ARRAY_ROWS, MORE_ROW, SRAM_ROWS = (34, 58), 10, (46, 70)
-"""In the middle, since logic of the same words lies all around. Where the array needs more than two rows,
-every second place of a third one."""
+ARRAY_ROWS, SRAM_ROWS = (34, 58, 10), (46, 70)
+"""Of the array, rows are taken in this order until there are enough places."""
 NO_RAM = 69, 70  # the clock's block takes the place
 PRODUCT = re.compile(r"\bmatmul\.array\.column_(\d+)\.sum0_(\d+)_")
 RAM = re.compile(r"\bsram\.bank_(\d+)\.mem\.\d+\.(\d+)$")
 
 
-def _array_sites(blocks: int) -> list[tuple[int, int]]:
-    more = (MORE_ROW,) if blocks > len(BLOCKS) * len(ARRAY_ROWS) else ()
-    return [(x, y) for n, x in enumerate(BLOCKS) for y in (*ARRAY_ROWS, *more[: n % 2])]
+def _array_sites(columns: int, blocks: int) -> list[list[tuple[int, int]]]:
+    """For each column of so many blocks the places in its strip of the part."""
+    wide = max(1, len(BLOCKS) // max(1, columns))
+    rows = sorted(ARRAY_ROWS[: -(-blocks // wide)])
+    return [[(x, y) for x in BLOCKS[c * wide : (c + 1) * wide] for y in rows] for c in range(columns)]
 
 
 def _ram_sites() -> list[tuple[int, int, int]]:
@@ -49,15 +49,17 @@ def floorplan(netlist: dict) -> int:
         for name, cell in module["cells"].items():
             if cell["type"] == "MULT18X18D" and (found := PRODUCT.search(name)):
                 column, element = map(int, found.groups())
-                products.setdefault((element // 4, column), []).append((element % 4, cell))
+                products.setdefault((column, element // 4), []).append((element % 4, cell))
             elif cell["type"] == "DP16KD" and (found := RAM.search(name)):
                 bank, part = map(int, found.groups())
                 rams[part, bank] = cell
-    count = 0
-    for block, (x, y) in spread(sorted(products), _array_sites(len(products))):
-        for k, cell in products[block]:
-            cell["attributes"]["BEL"] = f"X{x + MULTIPLIERS[k]}/Y{y}/MULT18_{MULTIPLIERS[k]}"
-            count += 1
+    count, columns = 0, sorted({column for column, _ in products})
+    blocks = [sorted(block for block in products if block[0] == column) for column in columns]
+    for own, sites in zip(blocks, _array_sites(len(blocks), max(map(len, blocks), default=0)), strict=True):
+        for block, (x, y) in spread(own, sites):
+            for k, cell in products[block]:
+                cell["attributes"]["BEL"] = f"X{x + MULTIPLIERS[k]}/Y{y}/MULT18_{MULTIPLIERS[k]}"
+                count += 1
     for place, (x, y, k) in spread(sorted(rams), _ram_sites()):
         rams[place]["attributes"]["BEL"] = f"X{x}/Y{y}/EBR{k}"
         count += 1

@@ -23,18 +23,17 @@ def placed(columns: int, banks: int, parts: int) -> dict[str, tuple[int, int, st
 
 @pytest.mark.parametrize("columns, banks, parts", [(4, 4, 16), (2, 2, 8)])
 def test_places(columns, banks, parts):
-    """All different, of the right kind, and in the order of the bytes of a word."""
+    """All different, of the right kind; the array's columns, and the SRAM's bytes of a word, from left to
+    right."""
     places = placed(columns, banks, parts)
     assert len(set(places.values())) == len(places)
     for kind, rows in (("MULT18", {10, 34, 58} if columns == 4 else {34, 58}), ("EBR", {46, 70})):
         of_kind = {name: at for name, at in places.items() if at[2].startswith(kind)}
-        assert {y for _, y, _ in of_kind.values()} <= rows
-        digits = {name: int(re.findall(r"\d+", name.removesuffix("_P"))[-1 if kind == "EBR" else 2])
-                  for name in of_kind}
-        slices = 8 if kind == "MULT18" else parts
+        assert {y for _, y, _ in of_kind.values()} == rows
+        strips = columns if kind == "MULT18" else parts
         for name, (x, _, _) in of_kind.items():
-            part = digits[name] * slices // (32 if kind == "MULT18" else parts)
-            assert abs(x - (4 + (part + 0.5) * 118 / slices)) < 16, (name, x)
+            strip = int(re.findall(r"\d+", name)[0 if kind == "MULT18" else -1])
+            assert abs(x - (4 + (strip + 0.5) * 114 / strips)) < 12 + 57 / strips, (name, x)
 
 
 def test_a_block_has_one_column():

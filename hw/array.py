@@ -25,8 +25,8 @@ class Column(wiring.Component):
     `dot`: the dot product, `LATENCY` cycles after its block was on `block`; holds while no block passes.
 
     Every multiplier has registers on both sides (the block and the active block; the product), so that it
-    fits a DSP block; that of the product moves in every cycle, as Project Trellis knows no enable for it. Sums
-    move only with a block. Every enable is a register: hundreds of others share it.
+    fits a DSP block; that of the product moves in every cycle, as Project Trellis knows no enable for it.
+    Sums move only with a block. Every enable is a register: hundreds of others share it.
     """
 
     LATENCY = 7

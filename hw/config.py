@@ -27,7 +27,9 @@ class TileConfig:
 
     name: str = "custom"
     columns: int = 8
-    """Array columns C: stationary rows held at once; also the lanes of the vector unit."""
+    """Array columns C: stationary rows held at once; also the rows of a lane word."""
+    vector_fold: int = 1
+    """Cycles that the vector unit takes for an element: it has C / vector_fold lanes."""
     psum_depth: int = 256
     """Partial sums per column: the widest panel (N) of one matmul instruction."""
     sram_banks: int = 8
@@ -44,6 +46,7 @@ class TileConfig:
 
     def __post_init__(self) -> None:
         _need(self.columns in (2, 4, 8, 16, 32), "columns", self.columns, "2, 4, 8, 16 or 32")
+        _need(self.vector_fold in (1, 2), "vector_fold", self.vector_fold, "1 or 2")
         _need(_pow2(self.psum_depth) and 32 <= self.psum_depth <= 1024, "psum_depth", self.psum_depth,
               "a power of two, 32 to 1024")
         _need(_pow2(self.sram_banks) and 2 <= self.sram_banks <= 32, "sram_banks", self.sram_banks,
@@ -71,6 +74,11 @@ class TileConfig:
     def macs(self) -> int:
         """Multipliers of the array: MACs per cycle at full use."""
         return MX_BLOCK * self.columns
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of the vector unit."""
+        return self.columns // self.vector_fold
 
     @property
     def lane_bytes(self) -> int:
@@ -107,7 +115,7 @@ class TileConfig:
 TINY = TileConfig(name="tiny", columns=2, psum_depth=64, sram_banks=4, sram_bytes=64 * 1024, axi_data_bits=64,
                   axi_outstanding=4, axi_burst_beats=16, imem_words=4096)
 BASE = TileConfig(name="base")
-ECP5 = TileConfig(name="ecp5", columns=4, sram_banks=2, sram_bytes=128 * 1024)
+ECP5 = TileConfig(name="ecp5", columns=4, vector_fold=2, sram_banks=2, sram_bytes=128 * 1024)
 BIG = TileConfig(name="big", columns=32, psum_depth=512, sram_banks=16, sram_bytes=4 << 20, axi_data_bits=512,
                  axi_outstanding=16, clock_mhz=200.0)
 

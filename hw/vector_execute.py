@@ -3,15 +3,15 @@
 from amaranth import Cat, Const, Module, Mux, Signal, Value
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-from amaranth.utils import exact_log2
+from amaranth.utils import ceil_log2, exact_log2
 
 from . import fetch
 from .config import TileConfig
-from .glue import Fifo
+from .glue import Fifo, mux
 from .ports import SEM_BITS
 from .quantiser import BlockMaximum, element_layout
 from .vector_front import BF16, CONSTANTS, E8M0, F32, LANE_BF16, LANE_F32, SCALARS, issue_layout
-from .vector_lanes import FLUSH_END, NEG_ZERO, ONE, SUM_T3, SUM_T5, Lanes, Reducer, flush_blocks
+from .vector_lanes import NEG_ZERO, ONE, SUM_T3, SUM_T5, Lanes, Reducer, flush_blocks, flush_end
 from .vector_queue import CommandQueue
 from .vector_writer import pick
 
@@ -60,7 +60,7 @@ def unpack(m: Module, word: Value, offset: Value, kind: Value, columns: int, nam
 
 
 class VectorExecute(wiring.Component):
-    """Everything between the fetchers and the writer, at one element per cycle.
+    """Everything between the fetchers and the writer, at one element per `config.vector_fold` cycles.
 
     Members: `command` (issue_layout); `a`, `b`, `d`: fetched elements, on `b` after the scalar lane words;
     `sig_a`: semaphore of an instruction whose last element has been taken; `o`: results (element_layout; bf16
@@ -69,6 +69,10 @@ class VectorExecute(wiring.Component):
     the next cycle on; counter events. From instruction to instruction: one idle cycle and one per scalar
     lane word, 11 from sum to sum, and at least 14 cycles from first element to first element. Latency from
     an element to `o`: 2 + Lanes.latency + 3.
+
+    Where the unit is folded (two cycles per element), the lower half of an element's rows goes through the
+    lanes in the first cycle and the upper one in the second: both from the same unpack register, and results
+    are put together in front of `o`. A sum that follows a sum then waits 43 cycles.
     """
 
     def __init__(self, config: TileConfig):
@@ -93,9 +97,9 @@ class VectorExecute(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        columns = self.config.columns
-        m.submodules.lanes = lanes = Lanes(columns)
-        m.submodules.reducer = reducer = Reducer(columns)
+        columns, fold = self.config.columns, self.config.vector_fold
+        m.submodules.lanes = lanes = Lanes(self.config.lanes, fold)
+        m.submodules.reducer = reducer = Reducer(self.config.lanes, fold)
         m.submodules.maximum = maximum = BlockMaximum(columns, 32)
         m.submodules.results = results = Fifo(element_layout(columns), OUT_DEPTH, block=True)
         wiring.connect(m, results.o, wiring.flipped(self.o))
@@ -111,11 +115,11 @@ class VectorExecute(wiring.Component):
         wiring.connect(m, wiring.flipped(self.command), commands.i)
         c, n = commands.payload, commands.next
         a, b, d = self.a, self.b, self.d
-        word = 32 * columns
+        word, part = 32 * columns, 32 * self.config.lanes
 
         # Scalars of the next instruction: constants at once, lane words as they arrive on source B.
         pending, settled = Signal(len(SCALARS)), Signal()  # lane words to come, whether there are none
-        oldest = lanes.clamp_at + 1
+        oldest = lanes.clamp_at + fold
         age = Signal(range(oldest + 1), init=oldest)  # since the first element, saturating
         stopped = Signal()
         m.d.sync += stopped.eq(self.stop)
@@ -165,7 +169,8 @@ class VectorExecute(wiring.Component):
         sums, no_output = Signal(), Signal()
         next_sums = Mux(commands.open, (n.red_op == SUM_T5) | (n.red_op == SUM_T3), sums)
         next_no_output = Mux(commands.open, n.mode == 0, no_output)
-        flush, flushing = Signal(range(FLUSH_END + 1)), Signal()
+        last_flush = flush_end(fold)
+        flush, flushing = Signal(range(last_flush + 1)), Signal()
         credits, has_credit = Signal(range(OUT_DEPTH + 1), init=OUT_DEPTH), Signal(init=1)
         first, number, in_block = Signal(init=1), Signal(32), Signal(5)
         last = a.payload.last
@@ -181,7 +186,8 @@ class VectorExecute(wiring.Component):
             b.ready.eq((issue & c.use_b) | take_scalar),
             d.ready.eq(issue & c.use_d),
             commands.done.eq(end),
-            commands.wait.eq((issue & first) | (age != oldest)),
+            # What is chosen by instruction must hold for the second half, too.
+            commands.wait.eq((issue & (first if fold == 1 else Const(1))) | (age != oldest)),
             self.count_elements.eq(issue),
             self.count_wait_source.eq(running & ~c.empty & ~sources),
             self.count_wait_sink.eq(running & ~c.empty & sources & ~space),
@@ -204,10 +210,11 @@ class VectorExecute(wiring.Component):
         with m.Elif(self.sig_a.ready):
             m.d.sync += self.sig_a.valid.eq(0)
         flushes = issue & last & sums
-        next_blocked = Mux(flushes, flush_blocks(number[:3] + 1), flush_blocks(flush + 1))
+        flush_from = number[:3] + 2 - fold  # the last half starts it
+        next_blocked = Mux(flushes, flush_blocks(flush_from, fold), flush_blocks(flush + 1, fold))
         with m.If(flushes):
-            m.d.sync += [flush.eq(number[:3] + 1), flushing.eq(1)]
-        with m.Elif(flush == FLUSH_END):
+            m.d.sync += [flush.eq(flush_from), flushing.eq(1)]
+        with m.Elif(flush == last_flush):
             m.d.sync += [flush.eq(0), flushing.eq(0)]
         with m.Elif(flushing):
             m.d.sync += flush.eq(flush + 1)
@@ -224,26 +231,23 @@ class VectorExecute(wiring.Component):
             has_credit.eq(next_credit),
             go.eq(
                 ~self.stop
+                & (Const(1) if fold == 1 else ~issue)
                 & (begins | stays)
                 & (next_credit | next_no_output)
                 & ~(next_sums & next_blocked)
             ),
         ]
 
-        # Unpack register.
+        # Unpack register. Where it is folded, it holds its element while `u_valid` and a cycle more.
         ua, ub, ud = (Signal(word, name=f"unpacked_{name}", reset_less=True) for name in "abd")
-        u_valid = Signal()
+        u_valid, u_half = Signal(), Signal(ceil_log2(fold))
         u = Signal(issue_layout, reset_less=True)
         u_first, u_last, u_end = Signal(), Signal(), Signal()
         u_number = Signal(32, reset_less=True)
-        m.d.sync += [
-            u_valid.eq(issue),
-            u.eq(c),
-            u_first.eq(first),
-            u_last.eq(last),
-            u_end.eq(block_end),
-            u_number.eq(number),
-        ]
+        m.d.sync += [u_valid.eq(issue), u_half.eq(u_valid)]
+        with m.If(Const(1) if fold == 1 else ~u_valid):
+            m.d.sync += [u.eq(c), u_number.eq(number)]
+            m.d.sync += [u_first.eq(first), u_last.eq(last), u_end.eq(block_end)]
         for target, source, code in (
             (ua, a, n.flags.a_type),
             (ub, b, n.flags.b_type),
@@ -252,26 +256,33 @@ class VectorExecute(wiring.Component):
             kind = Signal(5, name=f"{target.name}_kind", reset_less=True)  # of those in hand, one-hot
             with m.If(commands.open):
                 m.d.sync += kind.eq(Cat(code == k for k in range(len(kind))))
-            m.d.sync += target.eq(
-                unpack(m, source.payload.data, source.payload.offset, kind, columns, target.name)
-            )
+            with m.If(Const(1) if fold == 1 else ~u_valid):
+                m.d.sync += target.eq(
+                    unpack(m, source.payload.data, source.payload.offset, kind, columns, target.name)
+                )
+
+        def rows(value, half):
+            """The half of a lane word."""
+            return mux(half, [value[part * h : part * (h + 1)] for h in range(fold)])
 
         # Operand register: every factor and addend of the element is chosen here and waits inside of the
         # lanes.
         f = u.flags
-        flip = Cat((Const(0, 31), f.neg2 & (f.x2 != 0)) * columns)
-        hits = Signal(columns)
+        flip = Cat((Const(0, 31), f.neg2 & (f.x2 != 0)) * self.config.lanes)
+        xa, xb, xd = (rows(value, u_half) for value in (ua, ub, ud))
+        s0, s1, s2, s5 = (rows(scalars[name], u_half) for name in ("s0", "s1", "s2", "s5"))
+        hits = Signal(self.config.lanes)
         m.d.comb += hits.eq(
-            Cat(f.where & (scalars["s5"][32 * r : 32 * r + 32] == u_number) for r in range(columns))
+            Cat(f.where & (s5[32 * r : 32 * r + 32] == u_number) for r in range(self.config.lanes))
         )
 
         def choose(name, first, second, scalar=0):
             mask = masks[name]
             return (
-                (first & mask[0].replicate(word))
-                | (second & mask[1].replicate(word))
+                (first & mask[0].replicate(part))
+                | (second & mask[1].replicate(part))
                 | scalar
-                | common[name].replicate(columns)
+                | common[name].replicate(self.config.lanes)
             )
 
         p_valid, p_first, p_last, p_end = Signal(), Signal(), Signal(), Signal()
@@ -284,6 +295,7 @@ class VectorExecute(wiring.Component):
                 "addend1",
                 "factor2",
                 "addend2",
+                "half",
                 "hit",
                 "neg1",
                 "square",
@@ -294,7 +306,7 @@ class VectorExecute(wiring.Component):
             )
         }
         m.d.sync += [
-            p_valid.eq(u_valid),
+            p_valid.eq(u_valid | (u_half if fold > 1 else 0)),
             p_first.eq(u_first),
             p_last.eq(u_last),
             p_end.eq(u_end),
@@ -302,12 +314,13 @@ class VectorExecute(wiring.Component):
             p.red_op.eq(u.red_op),
             p.tag.eq(u.tag),
             p.block.eq(u.block),
-            operands["load"].eq(u_valid & u_first),
-            operands["a"].eq(ua),
-            operands["factor1"].eq(choose("factor1", ua, ub, scalars["s0"])),
-            operands["addend1"].eq(choose("addend1", ub, ud, scalars["s1"]) ^ flip),
-            operands["factor2"].eq(choose("factor2", ub, ud, scalars["s2"])),
-            operands["addend2"].eq(choose("addend2", ub, ud)),
+            operands["load"].eq((u_valid | (u_half if fold > 1 else 0)) & u_first),
+            operands["a"].eq(xa),
+            operands["factor1"].eq(choose("factor1", xa, xb, s0)),
+            operands["addend1"].eq(choose("addend1", xb, xd, s1) ^ flip),
+            operands["factor2"].eq(choose("factor2", xb, xd, s2)),
+            operands["addend2"].eq(choose("addend2", xb, xd)),
+            operands["half"].eq(u_half),
             operands["hit"].eq(hits),
             operands["neg1"].eq(f.neg1),
             operands["square"].eq(f.x3 == 4),
@@ -320,13 +333,15 @@ class VectorExecute(wiring.Component):
         ]
         # The comparison of `hits` takes a cycle by itself: its choice is behind the register.
         spread = Cat(hit.replicate(32) for hit in operands["hit"])
-        m.d.comb += lanes.addend2.eq((operands["addend2"] & ~spread) | (scalars["s4"] & spread))
+        s4 = rows(scalars["s4"], operands["half"])
+        m.d.comb += lanes.addend2.eq((operands["addend2"] & ~spread) | (s4 & spread))
         m.d.comb += [lanes.low.eq(scalars["s4"]), lanes.high.eq(scalars["s5"])]
 
         # What travels beside the lanes.
         tail = Signal(
             data.StructLayout(
-                {"first": 1, "last": 1, "end": 1, "mode": 2, "red_op": 3, "t3": 1, "block": 2, "tag": 1}
+                {"first": 1, "last": 1, "end": 1, "mode": 2, "red_op": 3, "t3": 1, "block": 2, "tag": 1,
+                 "half": ceil_log2(fold)}
             )
         )
         m.d.comb += [
@@ -338,6 +353,7 @@ class VectorExecute(wiring.Component):
             tail.t3.eq(p.red_op == SUM_T3),
             tail.tag.eq(p.tag),
             tail.block.eq(p.block),
+            tail.half.eq(operands["half"]),
         ]
         beside = Signal(len(tail.as_value()) + 1)
         m.d.comb += beside.eq(Cat(p_valid, tail))
@@ -347,8 +363,19 @@ class VectorExecute(wiring.Component):
             beside = stage
         out_valid, out = beside[0], data.View(tail.shape(), beside[1:])
 
+        # To bf16: sums are canonical, so that NaN, infinities and zeros round to themselves.
+        rounded = Signal(part)
+        for r in range(self.config.lanes):
+            x = lanes.t5[32 * r : 32 * r + 32]
+            up = (out.mode == 2) & x[15] & (x[16] | x[:15].any())
+            m.d.comb += rounded[32 * r : 32 * r + 32].eq(Cat(x[:16], (x[16:] + up)[:16]))
+        kept = [Signal(part, name=f"kept_{h}", reset_less=True) for h in range(fold - 1)]  # lower half
+        with m.If(out.half == 0):
+            m.d.sync += [signal.eq(rounded) for signal in kept]
+        element, whole = Cat(*kept, rounded), out_valid & (out.half == fold - 1)
         m.d.comb += [
             reducer.valid.eq(out_valid),
+            reducer.half.eq(out.half),
             reducer.t3.eq(lanes.t3),
             reducer.t5.eq(lanes.t5),
             reducer.op.eq(out.red_op),
@@ -356,19 +383,13 @@ class VectorExecute(wiring.Component):
             reducer.first.eq(out.first),
             reducer.last.eq(out.last),
             reducer.tag.eq(out.tag),
-            maximum.valid.eq(out_valid & (out.mode == 3)),
-            maximum.x.eq(lanes.t5),
+            maximum.valid.eq(whole & (out.mode == 3)),
+            maximum.x.eq(element),
             maximum.end.eq(out.end),
-        ]
-        # To bf16: sums are canonical, so that NaN, infinities and zeros round to themselves.
-        m.d.comb += [
-            results.i.valid.eq(out_valid & out.mode.any()),
+            results.i.valid.eq(whole & out.mode.any()),
+            results.i.payload.x.eq(element),
             results.i.payload.last.eq(out.last),
             results.i.payload.quantise.eq(out.mode == 3),
             results.i.payload.block.eq(out.block),
         ]
-        for r in range(columns):
-            x = lanes.t5[32 * r : 32 * r + 32]
-            up = (out.mode == 2) & x[15] & (x[16] | x[:15].any())
-            m.d.comb += results.i.payload.x[32 * r : 32 * r + 32].eq(Cat(x[:16], (x[16:] + up)[:16]))
         return m

@@ -57,9 +57,9 @@ FANOUT = 48
 SHARED = 1000
 """Registers that share a reset or an enable from which on it is worth a network of the clocks'."""
 GLOBALS = 7
-PLACE = ("--placer", "static", "--router", "router2", "--timing-allow-fail")
-"""How nextpnr places and routes: its default placer (heap) leaves nearly twice the wire length, since block
-RAMs find no place near the logic that they belong to; its default router takes hours."""
+PLACE = ("--placer", "static", "--router", "router1", "--timing-allow-fail")
+"""How nextpnr places and routes: its default placer (heap) leaves a fifth more wire; its other router stops
+short of a full part, with some thousand wires used twice for ever, where router1 takes its time and ends."""
 
 
 def cut_chains(netlist: dict) -> None:

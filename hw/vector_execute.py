@@ -11,7 +11,18 @@ from .glue import Fifo, mux
 from .ports import SEM_BITS
 from .quantiser import BlockMaximum, element_layout
 from .vector_front import BF16, CONSTANTS, E8M0, F32, LANE_BF16, LANE_F32, SCALARS, issue_layout
-from .vector_lanes import NEG_ZERO, ONE, SUM_T3, SUM_T5, Lanes, Reducer, flush_blocks, flush_end
+from .vector_lanes import (
+    NEG_ZERO,
+    ONE,
+    SUM_T3,
+    SUM_T5,
+    Lanes,
+    Reducer,
+    flush_blocks,
+    flush_end,
+    is_half,
+    shift,
+)
 from .vector_queue import CommandQueue
 from .vector_writer import pick
 
@@ -240,11 +251,12 @@ class VectorExecute(wiring.Component):
 
         # Unpack register. Where it is folded, it holds its element while `u_valid` and a cycle more.
         ua, ub, ud = (Signal(word, name=f"unpacked_{name}", reset_less=True) for name in "abd")
-        u_valid, u_half = Signal(), Signal(ceil_log2(fold))
+        u_valid = Signal()
         u = Signal(issue_layout, reset_less=True)
         u_first, u_last, u_end = Signal(), Signal(), Signal()
         u_number = Signal(32, reset_less=True)
-        m.d.sync += [u_valid.eq(issue), u_half.eq(u_valid)]
+        m.d.sync += u_valid.eq(issue)
+        u_half = shift(m, u_valid[: ceil_log2(fold)], 1, "u_half", reset_less=False)
         with m.If(Const(1) if fold == 1 else ~u_valid):
             m.d.sync += [u.eq(c), u_number.eq(number)]
             m.d.sync += [u_first.eq(first), u_last.eq(last), u_end.eq(block_end)]
@@ -295,7 +307,7 @@ class VectorExecute(wiring.Component):
                 "addend1",
                 "factor2",
                 "addend2",
-                "half",
+                *(["half"] if fold > 1 else []),
                 "hit",
                 "neg1",
                 "square",
@@ -306,7 +318,7 @@ class VectorExecute(wiring.Component):
             )
         }
         m.d.sync += [
-            p_valid.eq(u_valid | (u_half if fold > 1 else 0)),
+            p_valid.eq(u_valid | u_half),
             p_first.eq(u_first),
             p_last.eq(u_last),
             p_end.eq(u_end),
@@ -314,34 +326,35 @@ class VectorExecute(wiring.Component):
             p.red_op.eq(u.red_op),
             p.tag.eq(u.tag),
             p.block.eq(u.block),
-            operands["load"].eq((u_valid | (u_half if fold > 1 else 0)) & u_first),
+            operands["load"].eq((u_valid | u_half) & u_first),
             operands["a"].eq(xa),
             operands["factor1"].eq(choose("factor1", xa, xb, s0)),
             operands["addend1"].eq(choose("addend1", xb, xd, s1) ^ flip),
             operands["factor2"].eq(choose("factor2", xb, xd, s2)),
             operands["addend2"].eq(choose("addend2", xb, xd)),
-            operands["half"].eq(u_half),
             operands["hit"].eq(hits),
             operands["neg1"].eq(f.neg1),
             operands["square"].eq(f.x3 == 4),
             operands["func"].eq(f.func),
             operands["lo"].eq(f.lo),
             operands["hi"].eq(f.hi),
+            *([operands["half"].eq(u_half)] if fold > 1 else []),
         ]
         m.d.comb += [
             getattr(lanes, name).eq(operand) for name, operand in operands.items() if name != "addend2"
         ]
+        p_half = operands["half"] if fold > 1 else Const(0, 0)
         # The comparison of `hits` takes a cycle by itself: its choice is behind the register.
         spread = Cat(hit.replicate(32) for hit in operands["hit"])
-        s4 = rows(scalars["s4"], operands["half"])
+        s4 = rows(scalars["s4"], p_half)
         m.d.comb += lanes.addend2.eq((operands["addend2"] & ~spread) | (s4 & spread))
         m.d.comb += [lanes.low.eq(scalars["s4"]), lanes.high.eq(scalars["s5"])]
 
         # What travels beside the lanes.
         tail = Signal(
             data.StructLayout(
-                {"first": 1, "last": 1, "end": 1, "mode": 2, "red_op": 3, "t3": 1, "block": 2, "tag": 1,
-                 "half": ceil_log2(fold)}
+                {"first": 1, "last": 1, "end": 1, "mode": 2, "red_op": 3, "t3": 1, "block": 2, "tag": 1}
+                | ({"half": 1} if fold > 1 else {})
             )
         )
         m.d.comb += [
@@ -353,7 +366,7 @@ class VectorExecute(wiring.Component):
             tail.t3.eq(p.red_op == SUM_T3),
             tail.tag.eq(p.tag),
             tail.block.eq(p.block),
-            tail.half.eq(operands["half"]),
+            *([tail.half.eq(p_half)] if fold > 1 else []),
         ]
         beside = Signal(len(tail.as_value()) + 1)
         m.d.comb += beside.eq(Cat(p_valid, tail))
@@ -370,12 +383,13 @@ class VectorExecute(wiring.Component):
             up = (out.mode == 2) & x[15] & (x[16] | x[:15].any())
             m.d.comb += rounded[32 * r : 32 * r + 32].eq(Cat(x[:16], (x[16:] + up)[:16]))
         kept = [Signal(part, name=f"kept_{h}", reset_less=True) for h in range(fold - 1)]  # lower half
-        with m.If(out.half == 0):
+        out_half = out.half if fold > 1 else Const(0, 0)
+        with m.If(is_half(out_half, 0)):
             m.d.sync += [signal.eq(rounded) for signal in kept]
-        element, whole = Cat(*kept, rounded), out_valid & (out.half == fold - 1)
+        element, whole = Cat(*kept, rounded), out_valid & is_half(out_half, fold - 1)
         m.d.comb += [
             reducer.valid.eq(out_valid),
-            reducer.half.eq(out.half),
+            *([reducer.half.eq(out_half)] if fold > 1 else []),
             reducer.t3.eq(lanes.t3),
             reducer.t5.eq(lanes.t5),
             reducer.op.eq(out.red_op),

@@ -25,6 +25,8 @@ __all__ = [
     "Reducer",
     "flush_blocks",
     "flush_end",
+    "is_half",
+    "shift",
 ]
 
 ONE, NEG_ZERO = 0x3F800000, 0x80000000
@@ -62,12 +64,17 @@ class Delay(wiring.Component):
 
 
 def shift(m: Module, value: Value, cycles: int, name: str, reset_less: bool = True) -> Value:
-    """A value a few cycles later, in registers."""
-    for k in range(cycles):
+    """A value a few cycles later, in registers; one of no bits is as it was."""
+    for k in range(cycles if len(value) else 0):
         stage = Signal(value.shape(), name=f"{name}_{k + 1}", reset_less=reset_less)
         m.d.sync += stage.eq(value)
         value = stage
     return value
+
+
+def is_half(half: Value, h: int) -> Value:
+    """Whether these are the rows of half `h`; without halves, `half` has no bits."""
+    return half == h if len(half) else Const(1)
 
 
 class Lanes(wiring.Component):
@@ -96,7 +103,7 @@ class Lanes(wiring.Component):
             {
                 **{name: In(word) for name in ("a", "factor1", "addend1", "factor2", "addend2")},
                 **{name: In(fold * word) for name in ("low", "high")},
-                "half": In(ceil_log2(fold)),
+                **({"half": In(1)} if fold > 1 else {}),
                 "hit": In(lanes),
                 "neg1": In(1),
                 "square": In(1),
@@ -124,7 +131,8 @@ class Lanes(wiring.Component):
         neg1 = shift(m, self.neg1, self._mul, "neg1")
         load = shift(m, self.load, self.clamp_at - 1, "load")
         load_high = shift(m, load, 1, "load_high")
-        half_load = shift(m, self.half, self.clamp_at - 1, "half_load")  # beside `load`, then `load_high`
+        half = self.half if self.fold > 1 else Const(0, 0)
+        half_load = shift(m, half, self.clamp_at - 1, "half_load")  # beside `load`, then `load_high`
         half_low = shift(m, half_load, 1, "half_low")
         half_high = shift(m, half_low, 1, "half_high")
         lo = shift(m, self.lo, self.clamp_at, "lo")
@@ -146,9 +154,9 @@ class Lanes(wiring.Component):
             )
             raised, clamped = Signal(32, name=f"raised_{r}"), Signal(32, name=f"clamped_{r}")
             for h in range(self.fold):
-                with m.If(load & (half_load == h)):
+                with m.If(load & is_half(half_load, h)):
                     m.d.sync += lows[h].eq(self.low[h * word :][lane])
-                with m.If(load_high & (half_low == h)):
+                with m.If(load_high & is_half(half_low, h)):
                     m.d.sync += highs[h].eq(self.high[h * word :][lane])
             low, high = mux(half_low, lows), mux(half_high, highs)
             m.d.sync += [
@@ -221,7 +229,7 @@ class Reducer(wiring.Component):
         super().__init__(
             {
                 "valid": In(1),
-                "half": In(ceil_log2(fold)),
+                **({"half": In(1)} if fold > 1 else {}),
                 "t3": In(word),
                 "t5": In(word),
                 "op": In(3),
@@ -248,8 +256,9 @@ class Reducer(wiring.Component):
         # Input register.
         x, valid = Signal(word, reset_less=True), Signal()
         step, compare, begins = Signal(), Signal(), Signal()  # valid and a sum, no sum, the first of no sum
-        last, tag, half = Signal(), Signal(), Signal.like(self.half)
-        whole = half == fold - 1  # with this half
+        last, tag = Signal(), Signal()
+        half = shift(m, self.half if fold > 1 else Const(0, 0), 1, "half")
+        whole = is_half(half, fold - 1)  # with this half
         sums = (self.op == SUM_T5) | (self.op == SUM_T3)
         compares = self.valid & (self.op != 0) & ~sums
         m.d.sync += [
@@ -260,7 +269,6 @@ class Reducer(wiring.Component):
             x.eq(Mux(self.use_t3, self.t3, self.t5)),
             last.eq(self.last),
             tag.eq(self.tag),
-            half.eq(self.half),
         ]
 
         # Element counters: index of this element, whether its partial sum is still empty.
@@ -272,11 +280,11 @@ class Reducer(wiring.Component):
         # Flush: an idle time of up to seven cycles for the last partial sum to return, then the tree.
         end = flush_end(fold)
         count, flush_tag, filled = Signal(range(end + 1)), Signal(), Signal(4)
-        flush_half = Signal.like(self.half)  # of `count`
+        flush_half = shift(m, (count >= FLUSH_START + _FLUSH_PERIOD - 1)[: len(half)], 1, "flush_half")
         done, half_done, take_read, take_sum, first_level = (
             Signal(name=name) for name in ("done", "half_done", "take_read", "take_sum", "first_level")
         )
-        m.d.sync += [flush_half.eq(count >= FLUSH_START + _FLUSH_PERIOD - 1), done.eq(count == end - 1)]
+        m.d.sync += done.eq(count == end - 1)
         m.d.sync += [  # a cycle earlier, as these are registers
             signal.eq(_at(count, fold, [t - 1 for t in times]))
             for signal, times in (
@@ -323,7 +331,7 @@ class Reducer(wiring.Component):
         for h in range(fold):
             latest_best, new_best = (Signal(name=f"{name}_best_{h}") for name in ("latest", "new"))
             show = Signal(6, name=f"show_{h}")
-            m.d.comb += new_best.eq(Mux(begins & (half == h), tag, latest_best))
+            m.d.comb += new_best.eq(Mux(begins & is_half(half, h), tag, latest_best))
             old = [self.ask_tag ^ latest for latest in (new_sum, new_best, new_best)]
             m.d.sync += [
                 latest_best.eq(new_best),
@@ -364,8 +372,8 @@ class Reducer(wiring.Component):
                 )
             higher = compare & above(x[lane], mux(half, [best[0] for best, _ in bests]))
             for h, (best, best_index) in enumerate(bests):
-                with m.If(begins & (half == h)):
+                with m.If(begins & is_half(half, h)):
                     m.d.sync += [best[1].eq(best[0]), best_index[1].eq(best_index[0])]
-                with m.If((begins | higher) & (half == h)):
+                with m.If((begins | higher) & is_half(half, h)):
                     m.d.sync += [best[0].eq(x[lane]), best_index[0].eq(index)]
         return m

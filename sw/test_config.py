@@ -9,6 +9,7 @@ from hw.config import BASE, CONFIGS, TileConfig, named
     "change,message",
     [
         ({"columns": 3}, "columns = 3: allowed is 2, 4, 8, 16 or 32"),
+        ({"vector_fold": 4}, "vector_fold = 4: allowed is 1 or 2"),
         ({"psum_depth": 48}, "psum_depth = 48: allowed is a power of two, 32 to 1024"),
         ({"sram_banks": 6}, "sram_banks = 6: allowed is a power of two, 2 to 32"),
         ({"sram_bytes": 1000}, "sram_bytes = 1000: allowed is a power of two"),

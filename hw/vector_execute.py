@@ -257,7 +257,8 @@ class VectorExecute(wiring.Component):
         u_number = Signal(32, reset_less=True)
         m.d.sync += u_valid.eq(issue)
         u_half = shift(m, u_valid[: ceil_log2(fold)], 1, "u_half", reset_less=False)
-        with m.If(Const(1) if fold == 1 else ~u_valid):
+        u_open = Const(1) if fold == 1 else ~u_valid
+        with m.If(u_open):
             m.d.sync += [u.eq(c), u_number.eq(number)]
             m.d.sync += [u_first.eq(first), u_last.eq(last), u_end.eq(block_end)]
         for target, source, code in (
@@ -268,7 +269,7 @@ class VectorExecute(wiring.Component):
             kind = Signal(5, name=f"{target.name}_kind", reset_less=True)  # of those in hand, one-hot
             with m.If(commands.open):
                 m.d.sync += kind.eq(Cat(code == k for k in range(len(kind))))
-            with m.If(Const(1) if fold == 1 else ~u_valid):
+            with m.If(u_open):
                 m.d.sync += target.eq(
                     unpack(m, source.payload.data, source.payload.offset, kind, columns, target.name)
                 )
@@ -370,10 +371,7 @@ class VectorExecute(wiring.Component):
         ]
         beside = Signal(len(tail.as_value()) + 1)
         m.d.comb += beside.eq(Cat(p_valid, tail))
-        for k in range(lanes.latency):
-            stage = Signal(len(beside), name=f"beside_{k + 1}")
-            m.d.sync += stage.eq(beside)
-            beside = stage
+        beside = shift(m, beside, lanes.latency, "beside", reset_less=False)
         out_valid, out = beside[0], data.View(tail.shape(), beside[1:])
 
         # To bf16: sums are canonical, so that NaN, infinities and zeros round to themselves.

@@ -15,7 +15,7 @@ from .isa import Error
 from .ports import PC_BITS, SramWrite, error_layout
 from .quantiser import Quantiser, element_layout
 from .vector_lanes import ARGMAX, SUM_T3, SUM_T5
-from .vector_queue import CommandQueue
+from .vector_queue import CommandQueue, Slots
 
 __all__ = ["COUNT_BITS", "VectorWriter", "pick", "writer_layout"]
 
@@ -95,32 +95,36 @@ class VectorWriter(wiring.Component):
         m.submodules.quantiser = quantiser = Quantiser(columns)
         blocks = quantiser.o
 
-        # Write register: what to write where; `_place` turns it into a word with strobes. One bit of `lanes`
+        # Write registers: what to write where; `_place` turns it into a word with strobes. One bit of `lanes`
         # .. `block` says what `data` holds: a lane word; bf16 in its high halves; 32 bits (a packed value) or
-        # a byte per lane (scales); a block of 32, 16, 8 bytes at the top.
-        writes, null = Signal(), Signal()  # `w` holds a write, or the end of an instruction without one
+        # a byte per lane (scales); a block of 32, 16, 8 bytes at the top. There are two, so that whether
+        # there is room does not depend on the SRAM's `ready`.
         room, load, write = Signal(), Signal(), Signal()
         offset_bits = exact_log2(config.word_bytes)
-        w = Signal(
+        m.submodules.filled = filled = Slots(
             data.StructLayout(
                 {
+                    "null": 1,  # the end of an instruction that writes nothing
                     "ends": 1,
+                    "same": 1,  # of the word of the write before
+                    "misaligned": 1,
+                    "outside": 1,
                     "lanes": 1,
                     "halves": 1,
                     "packed": 1,
                     "scales": 1,
                     "block": 3,
                     "addr": 32,
-                    "align": offset_bits,  # bits of the address that must be 0
                     "start": offset_bits,
-                    "count": offset_bits + 1,  # bytes
+                    "end": offset_bits + 1,  # behind the last byte
                     "data": max(256, lane_word),
                     "zfill": 1,
                     "pc": PC_BITS,
                 }
-            ),
-            reset_less=True,
+            )
         )
+        fill, w = filled.i.payload, filled.o.payload
+        m.d.comb += room.eq(filled.i.ready)
 
         # The instruction in hand: elements or blocks, then the reduction's word, then the index word.
         data_phase, indexing = Signal(), Signal()
@@ -209,7 +213,7 @@ class VectorWriter(wiring.Component):
             m.d.sync += indexing.eq(1)
         m.d.sync += steady.eq(commands.valid & ~data_end & ~result)
 
-        # Fill the write register: the OR of what may come, all but one of them 0. An empty reduction
+        # Fill a write register: the OR of what may come, all but one of them 0. An empty reduction
         # gives zeros (sum, index) or -inf.
         is_scales = is_block & blocks.payload.is_scales
         asking = commands.valid & ~c.empty & ~data_phase
@@ -243,32 +247,40 @@ class VectorWriter(wiring.Component):
         align = Mux(is_scales, 0, Mux(is_block, block_bytes - 1, align))
         addr = Mux(is_scales, scale_at, cur)
         first = Mux(is_lane_word, Mux(bf16, c.lane0 << 1, c.lane0 << 2), 0)
-        with m.If(room):
-            m.d.sync += [
-                writes.eq(load & (has_data | reduces)),
-                null.eq(load & ~has_data & ~reduces),
-                w.ends.eq(finish),
-                w.pc.eq(c.pc),
-                w.lanes.eq(~data_phase | (is_lane_word & ~bf16)),
-                w.halves.eq(is_lane_word & bf16),
-                w.packed.eq(is_packed),
-                w.scales.eq(is_scales),
-                w.block.eq(Cat(is_block & ~is_scales & (c.block == k) for k in range(3))),
-                w.zfill.eq(is_block & ~is_scales & c.zfill),
-                w.addr.eq(addr),
-                w.align.eq(Mux(data_phase, align, whole - 1)),
-                w.start.eq(addr[:offset_bits] | first),
-                w.count.eq(Mux(data_phase, count, whole)),
-                w.data.eq(reduce(or_, (part & Cat(mask).replicate(len(part)) for part, mask in parts))),
-            ]
+        start, end = Signal(offset_bits), Signal(offset_bits + 1)
+        word_addr, last_addr = Signal(config.sram_addr_bits), Signal(config.sram_addr_bits)
+        m.d.comb += [
+            filled.i.valid.eq(load),
+            start.eq(addr[:offset_bits] | first),
+            end.eq(start + Mux(data_phase, count, whole)),
+            word_addr.eq(addr[offset_bits:][: config.sram_addr_bits]),
+            fill.null.eq(~has_data & ~reduces),
+            fill.ends.eq(finish),
+            fill.same.eq(word_addr == last_addr),
+            fill.misaligned.eq(
+                (addr[:offset_bits] & Mux(data_phase, align, whole - 1)).any() | (end > config.word_bytes)
+            ),
+            fill.outside.eq(addr[exact_log2(config.sram_bytes) :].any()),
+            fill.lanes.eq(~data_phase | (is_lane_word & ~bf16)),
+            fill.halves.eq(is_lane_word & bf16),
+            fill.packed.eq(is_packed),
+            fill.scales.eq(is_scales),
+            fill.block.eq(Cat(is_block & ~is_scales & (c.block == k) for k in range(3))),
+            fill.addr.eq(addr),
+            fill.start.eq(start),
+            fill.end.eq(end),
+            fill.data.eq(reduce(or_, (part & Cat(mask).replicate(len(part)) for part, mask in parts))),
+            fill.zfill.eq(is_block & ~is_scales & c.zfill),
+            fill.pc.eq(c.pc),
+        ]
+        with m.If(load & ~fill.null):
+            m.d.sync += last_addr.eq(word_addr)
 
         # Refuse, or hand over to the request register. A write that waits there takes in those to the same
         # word behind it: only then, as a stream of writes at half rate would trail a read stream from bank to
         # bank.
         req = self.port.req
-        word_data, strobes, misaligned = self._place(m, w)
-        outside = w.addr[exact_log2(config.sram_bytes) :].any()
-        refuse = writes & (outside | misaligned)
+        word_data, strobes = self._place(m, w)
         newer, older, req_ends = Signal(), Signal(), Signal()
         visible = ~self.port.busy
         sent = req.valid & req.ready
@@ -277,24 +289,16 @@ class VectorWriter(wiring.Component):
         held_strobes = Signal(config.word_bytes)
         idle = ~held & ~req.valid & visible & ~newer & ~older
         ok = ~self.error.valid
-        null_ends = null & idle & ok  # once everything before it has
-        word_addr = w.addr[offset_bits:][: config.sram_addr_bits]
-        # Whether `w` is of the word that is held: known when `w` is filled, as then it moves on or is empty.
-        same_word = Signal()
-        new_addr = addr[offset_bits:][: config.sram_addr_bits]
-        same = held & same_word & ~held_ends
+        null_ends = filled.o.valid & w.null & idle & ok  # once everything before it has
+        refuse = filled.o.valid & ~w.null & (w.outside | w.misaligned)
+        same = held & w.same & ~held_ends
         move = ~req.valid | req.ready
-        leave, take_write, moves_on = Signal(), Signal(), ~held | same | move
+        leave, take_write = Signal(), Signal()
         m.d.comb += [
             leave.eq(move & held),
-            # What is refused makes room, too: nothing moves after it.
-            take_write.eq(writes & moves_on & ~refuse & ok),
-            room.eq(~null & (~writes | moves_on)),
+            take_write.eq(filled.o.valid & ~w.null & ~w.outside & ~w.misaligned & ok & (~held | same | move)),
+            filled.o.ready.eq(take_write | null_ends),  # what is refused stays
         ]
-        with m.If(room):
-            m.d.sync += same_word.eq(Mux(writes, new_addr == word_addr, new_addr == held_addr))
-        with m.If(null_ends):
-            m.d.sync += null.eq(0)
         with m.If(move):
             m.d.sync += req.valid.eq(leave)
         with m.If(leave):
@@ -309,18 +313,18 @@ class VectorWriter(wiring.Component):
             m.d.sync += [
                 held.eq(1),
                 held_ends.eq(w.ends),
-                held_addr.eq(word_addr),
+                held_addr.eq(w.addr[offset_bits:][: config.sram_addr_bits]),
                 held_strobes.eq(strobes | (held_strobes & (same & ~leave).replicate(config.word_bytes))),
             ]
             for k in range(config.word_bytes):
                 with m.If(strobes[k]):
                     m.d.sync += held_data[8 * k : 8 * k + 8].eq(word_data[8 * k : 8 * k + 8])
-        with m.If(refuse & ~self.error.valid):
+        with m.If(~self.error.valid):
             m.d.sync += [
-                self.error.valid.eq(1),
+                self.error.valid.eq(refuse),
                 self.error.pc.eq(w.pc),
                 self.error.value.eq(w.addr),
-                self.error.code.eq(Mux(outside, Error.SRAM_RANGE, Error.ALIGNMENT)),
+                self.error.code.eq(Mux(w.outside, Error.SRAM_RANGE, Error.ALIGNMENT)),
             ]
 
         # Completion: instructions that end with the last write accepted, or the one before it.
@@ -331,9 +335,9 @@ class VectorWriter(wiring.Component):
             m.d.sync += [newer.eq(0), older.eq(0)]
         return m
 
-    def _place(self, m, w) -> tuple[Value, Value, Value]:
-        """(word, byte strobes, misaligned) of the write register `w`. What it holds is repeated all over the
-        word: narrow things first, wider ones are added on the way."""
+    def _place(self, m, w) -> tuple[Value, Value]:
+        """(word, byte strobes) of the write register `w`. What it holds is repeated all over the word: narrow
+        things first, wider ones are added on the way."""
         columns, size = self.config.columns, self.config.word_bytes
 
         def named(value, name):
@@ -341,9 +345,8 @@ class VectorWriter(wiring.Component):
             m.d.comb += signal.eq(value)
             return signal
 
-        end = w.start + w.count
         ones = Const((1 << size) - 1, size)
-        inside = named(((ones << w.start) & ~(ones << end))[:size], "inside")
+        inside = named(((ones << w.start) & ~(ones << w.end))[:size], "inside")
         window = (Const((1 << 32) - 1, 32) << Cat(Const(0, 5), w.start[5:]))[:size]
         # Width, value, whether it is that one.
         lane_word = w.data[: 32 * columns]
@@ -363,5 +366,4 @@ class VectorWriter(wiring.Component):
                     word = word | (value & here.replicate(width))
             word = named(word, f"repeated_{width}")
         word = word & Cat(bit.replicate(8) for bit in keep)
-        misaligned = (w.addr[: len(w.align)] & w.align).any() | (end > size)
-        return word, Mux(w.zfill, window, inside), misaligned
+        return word, Mux(w.zfill, window, inside)

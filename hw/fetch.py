@@ -104,10 +104,12 @@ class Fetcher(wiring.Component):
 
         # Response side: credits guarantee room.
         m.d.comb += [words.i.payload.eq(read.data), words.i.valid.eq(read.valid)]
+        freed = Signal()  # `taken` comes late; with two credits, none may come back later still
+        m.d["comb" if self.sparse else "sync"] += freed.eq(taken)
         m.d.sync += [
-            credits.eq(credits + taken - send),
-            # not 0 after this cycle; `taken` and `send` come late
-            has_credit.eq(Mux(taken, ~send | (credits != 0), Mux(send, credits != 1, credits != 0))),
+            credits.eq(credits + freed - send),
+            # not 0 after this cycle
+            has_credit.eq(Mux(freed, ~send | (credits != 0), Mux(send, credits != 1, credits != 0))),
         ]
 
         # Output register: an element of the same word leaves `data` as it is.

@@ -174,7 +174,7 @@ class Quantiser(wiring.Component):
                 late = Signal(8, name=f"late_{r}_{k}", reset_less=True)
                 m.d.sync += late.eq(byte)
                 byte = late
-            row, done = Signal(256, name=f"row_{r}", reset_less=True), Signal(256, name=f"done_{r}")
+            row, done = (Signal(256, name=f"{name}_{r}", reset_less=True) for name in ("row", "done"))
             shifted = Cat(row[8:], byte)
             with m.If(shifting[r - 1] if r else valid[3]):
                 m.d.sync += row.eq(shifted)

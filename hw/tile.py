@@ -31,7 +31,9 @@ READS = ("stream", "a", "b", "d", "send", ("scale", "stat", "store", "lds"))
 group of stationary rows for a whole pass of the panel, the store engine takes an AXI beat per cycle, LDS is
 rare."""
 WRITES = ("drain", "vec", "load", "noc")
-CLEAR_CYCLES = 2 * len(READS + WRITES) + READ_LATENCY + 3
+CLEARED = (LOAD, STORE, MATMUL, VECTOR)
+"""The reset after a run passes through these units, a cycle apart: each has a register of its own for it."""
+CLEAR_CYCLES = 2 * len(READS + WRITES) + READ_LATENCY + 3 + len(CLEARED)
 """Length of the reset of the units after a run. The SRAM is not reset (other tiles may be writing to it);
 what its ports hold, two requests each, is served in less even where all are for one bank."""
 DRAIN_CYCLES = 1 << 16
@@ -194,9 +196,6 @@ class Tile(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self.config
-        clear = Signal()
-        cleared = ResetInserter(clear)
-
         m.submodules.csr = csr = CsrFile(config)
         m.submodules.control = control = RunControl(config)
         m.submodules.watchdog = watchdog = Watchdog()
@@ -205,12 +204,18 @@ class Tile(wiring.Component):
         sequencer, semaphores = Sequencer(config), Semaphores(config)
         load, store, matmul, vector = LoadEngine(config), StoreEngine(config), Matmul(config), Vector(config)
         m.submodules.noc = noc = NocPort(config)
-        for name, unit in (("sequencer", sequencer), ("semaphores", semaphores), ("load", load),
-                           ("store", store),
-                           ("matmul", matmul), ("vector", vector)):
-            m.submodules[name] = cleared(unit)
         units = {LOAD: load, STORE: store, MATMUL: matmul, VECTOR: vector, SEND: noc}
-        m.d.comb += clear.eq(control.clear)
+        clears = {SEND: control.clear}
+        clear = control.clear
+        for t in CLEARED:
+            clears[t] = Signal(name=f"{THREADS[t]}_clear")
+            m.d.sync += clears[t].eq(clear)
+            clear = clears[t]
+        for name, unit, clear in (("sequencer", sequencer, control.clear),
+                                  ("semaphores", semaphores, control.clear),
+                                  ("load", load, clears[LOAD]), ("store", store, clears[STORE]),
+                                  ("matmul", matmul, clears[MATMUL]), ("vector", vector, clears[VECTOR])):
+            m.submodules[name] = ResetInserter(clear)(unit)
 
         wiring.connect(m, wiring.flipped(self.s_axil), csr.s_axil)
         self._axi(m, load, store)
@@ -245,7 +250,7 @@ class Tile(wiring.Component):
         for ins in UNIT_OPS:
             t, name = ins.unit, ins.name.lower()
             port = ports[t] = CommandPort(ins)
-            m.submodules[f"{name}_commands"] = cleared(port)
+            m.submodules[f"{name}_commands"] = ResetInserter(clears[t])(port)
             wiring.connect(m, sequencer.beats[t], port.i)
             wiring.connect(m, port.o, units[t].command)
             wiring.connect(m, units[t].signal, semaphores.signal[t])
@@ -286,7 +291,9 @@ class Tile(wiring.Component):
         error = Signal(error_layout)
         # Gathered in registers: the units are far apart. QUIET_CYCLES covers the cycle.
         m.d.sync += [busy.eq(Cat(units[t].busy for t in range(N))),
-                     queued.eq(Cat(ports[t].busy for t in range(N)))]
+                     queued.eq(Cat(ports[t].busy for t in range(N))),
+                     control.drained.eq(units[LOAD].idle & units[STORE].idle & units[SEND].idle),
+                     csr.status_loaded.eq(program.complete & program.loaded.any())]
         m.d.comb += [
             control.doorbell.eq(csr.ctrl_doorbell), control.abort.eq(csr.ctrl_abort),
             control.words.eq(csr.prog_words),
@@ -294,7 +301,6 @@ class Tile(wiring.Component):
             control.complete.eq(sequencer.done & program.complete & semaphores.idle & ~busy.any()
                                 & ~queued.any()
                                 & ~error.valid),
-            control.drained.eq(units[LOAD].idle & units[STORE].idle & units[SEND].idle),
             watchdog.run.eq(control.running), watchdog.limit.eq(csr.watchdog),
         ]
         # First error wins; in one cycle, in this order.
@@ -319,7 +325,6 @@ class Tile(wiring.Component):
             csr.status_busy.eq(control.busy), csr.status_done.eq(control.done),
             csr.status_error.eq(control.failed),
             csr.status_aborted.eq(control.aborted),
-            csr.status_loaded.eq(program.complete & program.loaded.any()),
             csr.status_state.eq(control.state), csr.status_halted.eq(sequencer.halted),
             csr.status_waiting.eq(sequencer.waiting), csr.units_busy.eq(busy), csr.units_queued.eq(queued),
             csr.err_code.eq(control.record.code), csr.err_pc.eq(control.record.pc),

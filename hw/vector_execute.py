@@ -183,7 +183,7 @@ class VectorExecute(wiring.Component):
         last_flush = flush_end(fold)
         flush, flushing = Signal(range(last_flush + 1)), Signal()
         credits, has_credit = Signal(range(OUT_DEPTH + 1), init=OUT_DEPTH), Signal(init=1)
-        first, number, in_block = Signal(init=1), Signal(32), Signal(5)
+        first, number, in_block = Signal(init=1), Signal(32, reset_less=True), Signal(5)
         last = a.payload.last
         running = alive & settled
         sources = a.valid & (b.valid | ~c.use_b) & (d.valid | ~c.use_d)
@@ -199,6 +199,8 @@ class VectorExecute(wiring.Component):
             commands.done.eq(end),
             # What is chosen by instruction must hold for the second half, too.
             commands.wait.eq((issue & (first if fold == 1 else Const(1))) | (age != oldest)),
+        ]
+        m.d.sync += [
             self.count_elements.eq(issue),
             self.count_wait_source.eq(running & ~c.empty & ~sources),
             self.count_wait_sink.eq(running & ~c.empty & sources & ~space),
@@ -208,13 +210,14 @@ class VectorExecute(wiring.Component):
             m.d.sync += [first.eq(0), number.eq(number + 1), in_block.eq(Mux(block_end, 0, in_block + 1))]
             with m.If(first):
                 m.d.sync += age.eq(0)
+        with m.If(commands.open):
+            m.d.sync += number.eq(0)
         with m.If(age != oldest):
             with m.If(~(issue & first)):
                 m.d.sync += age.eq(age + 1)
         with m.If(end):
             m.d.sync += [
                 first.eq(1),
-                number.eq(0),
                 self.sig_a.valid.eq(c.sig_a != 0),
                 self.sig_a.payload.eq(c.sig_a),
             ]

@@ -165,8 +165,8 @@ class VectorFront(wiring.Component):
 
         # The walk.
         left, reload = (
-            [Signal(COUNT_BITS, name=f"left{k}") for k in range(3)],
-            [Signal(COUNT_BITS, name=f"n{k}") for k in range(2)],
+            [Signal(COUNT_BITS, name=f"left{k}", reset_less=True) for k in range(3)],
+            [Signal(COUNT_BITS, name=f"n{k}", reset_less=True) for k in range(2)],
         )
         ends, reload_ends = Signal(3), Signal(2)  # whether left == 1 and n == 1
         end0, end1, end2 = ends
@@ -181,10 +181,10 @@ class VectorFront(wiring.Component):
             kind = flags[f"{name}_type"]
             size = _element_size(kind, columns)
             addr, low = (
-                Signal(32, name=f"addr_{name}"),
-                Signal(exact_log2(config.word_bytes), name=f"align_{name}"),
+                Signal(32, name=f"addr_{name}", reset_less=True),
+                Signal(exact_log2(config.word_bytes), name=f"align_{name}", reset_less=True),
             )
-            jumps = [Signal(32, name=f"jump_{name}{k}") for k in range(3)]
+            jumps = [Signal(32, name=f"jump_{name}{k}", reset_less=True) for k in range(3)]
             misaligned[name] = used[name] & (addr & low).any()
             with m.If(accept):
                 m.d.sync += [addr.eq(c[name]), low.eq(size - 1)]

@@ -1,5 +1,5 @@
 """Semaphore file: 16-bit counters between the hardware threads, the units and other tiles."""
-from amaranth import Cat, Const, Module, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -69,10 +69,10 @@ class Semaphores(wiring.Component):
         # The operation: chosen when `busy` is low, its counter read in the next cycle, written in the one
         # after.
         waiter, adder = Signal(len(THREADS)), Signal(len(streams))  # one-hot: whose operation it is
-        op = Signal(add_layout)
+        asked, op = Signal(add_layout), Signal(add_layout)  # asked: by a wait, else 0
         minus = Signal()  # a wait's, not an addition
         busy, write = Signal(), Signal()
-        known = Signal()
+        known = Signal(2)  # one for each half of the counters: the rest of the choice is the next cycle's
         tried = Signal(len(THREADS))
         first = Signal(len(THREADS))
         # never twice in a row: its result is not out yet
@@ -84,20 +84,25 @@ class Semaphores(wiring.Component):
             taken.eq(turns.grant & turns.advance.replicate(len(streams))),
         ]
         with m.If(free):
-            m.d.sync += [waiter.eq(first), minus.eq(todo.any()), adder.eq(taken),
-                         busy.eq(todo.any() | offered.any())]
-        number = onehot_mux(Cat(waiter, adder), [*(w.payload for w in self.wait), *additions])
+            m.d.sync += [
+                waiter.eq(first), minus.eq(todo.any()), adder.eq(taken), busy.eq(todo.any() | offered.any()),
+                raw(asked).eq(onehot_mux(first, [w.payload for w in self.wait])),
+            ]
+        number = raw(asked) | onehot_mux(adder, additions)
         with m.If(~write):  # the cycle of the read
             m.d.sync += op.eq(number)
-        sem = number[:len(counters.raddr)]
+        sem, half = number[:len(counters.raddr)], len(written) // 2
         m.d.comb += [counters.raddr.eq(sem), counters.ren.eq(~write)]
-        m.d.sync += [write.eq(busy & ~write), known.eq(written.bit_select(sem, 1))]
+        m.d.sync += [
+            write.eq(busy & ~write),
+            known.eq(Cat(part.bit_select(sem[:-1], 1) for part in (written[:half], written[half:]))),
+        ]
 
         # One adder; what goes over 65535 or below 0 has the carry or lacks it.
         value, total = Signal(COUNT_BITS), Signal(COUNT_BITS + 1)
         done, over = Signal(), Signal()
         m.d.comb += [
-            value.eq(counters.rdata & known.replicate(COUNT_BITS)),
+            value.eq(counters.rdata & Mux(op.sem[len(sem) - 1], known[1], known[0]).replicate(COUNT_BITS)),
             total.eq(value + (op.count ^ minus.replicate(COUNT_BITS)) + minus),
             over.eq(total[-1] ^ minus), done.eq(write & ~over),
             counters.wstrb.eq(done), counters.waddr.eq(op.sem), counters.wdata.eq(total),

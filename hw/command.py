@@ -3,7 +3,7 @@ from amaranth import Module, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from .glue import Fifo
+from .glue import Fifo, raw
 from .isa import Instruction
 from .ports import PC_BITS, SEM_BITS, command_layout
 
@@ -28,7 +28,8 @@ class CommandPort(wiring.Component):
     held).
     Double buffered: the operands of the next command are collected while `o` waits; one beat per cycle, but
     none in the cycle after `go`; `o` one cycle after `go`, but not in the cycle after the command before it
-    was taken. Beats of operands that the instruction does not have are ignored. Reset drops everything.
+    was taken. Beats of operands that the instruction does not have are ignored. Reset drops everything;
+    no beat is taken in the cycle after it.
     """
 
     def __init__(self, ins: Instruction):
@@ -46,29 +47,32 @@ class CommandPort(wiring.Component):
         wiring.connect(m, fifo.i, wiring.flipped(self.i))
         beat = fifo.o.payload
         go = Signal(go_layout)
-        take, taken = Signal(), Signal()
+        # After reset, as after a command, the collecting registers return to their defaults: `taken` alone
+        # does it, no reset goes to them.
+        take, taken = Signal(), Signal(init=1)
         # `o` follows the collected operands while it is not valid, so that nothing wide hangs on a unit's
         # `ready`, which comes late in its cycle.
+        out = Signal(command_layout(self.ins), reset_less=True)
         m.d.comb += [
             go.eq(beat.value),
             fifo.o.ready.eq((~beat.go | ~self.o.valid) & ~taken),
             take.eq(fifo.o.valid & beat.go & ~self.o.valid & ~taken),
             self.level.eq(fifo.level),
             self.busy.eq(fifo.level.any() | self.o.valid),
+            raw(self.o.payload).eq(raw(out)),
         ]
-        mask = Signal(len(self.ins.operands))
+        mask = Signal(len(self.ins.operands), reset_less=True)
         m.d.sync += [taken.eq(take), self.o.valid.eq(take | (self.o.valid & ~self.o.ready))]
         with m.If(~self.o.valid):
-            m.d.sync += [self.o.payload.mask.eq(mask),
-                         *(self.o.payload[f].eq(go[f]) for f in ("sig_a", "sig_b", "sig_c", "pc"))]
+            m.d.sync += [out.mask.eq(mask), *(out[f].eq(go[f]) for f in ("sig_a", "sig_b", "sig_c", "pc"))]
         with m.If(taken):
             m.d.sync += mask.eq(0)
         for k, operand in enumerate(self.ins.operands):
-            # The collecting registers return to their defaults, so that an absent operand needs no
-            # multiplexer: all together, by one synchronous reset that is a register.
-            value = Signal(32, init=operand.default, name=f"{operand.name}_next")
+            # Defaults from the start, so that an absent operand needs no multiplexer: all together, by one
+            # synchronous reset that is a register.
+            value = Signal(32, init=operand.default, name=f"{operand.name}_next", reset_less=True)
             with m.If(~self.o.valid):
-                m.d.sync += self.o.payload[operand.name].eq(value)
+                m.d.sync += out[operand.name].eq(value)
             with m.If(taken):
                 m.d.sync += value.eq(operand.default)
             with m.Elif(fifo.o.valid & ~beat.go & (beat.index == k)):

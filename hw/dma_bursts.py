@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from .config import TileConfig
-from .glue import Fifo, SkidBuffer, raw
+from .glue import Fifo, onehot_mux, raw
 from .isa import Instruction
 from .ports import PC_BITS, SEM_BITS, command_layout
 
@@ -101,18 +101,26 @@ class AddressChannel(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.buffer = buffer = SkidBuffer(self.i.payload.shape())
-        wiring.connect(m, buffer.o, wiring.flipped(self.o))
         count = Signal(range(self.config.axi_outstanding + 1))  # a power of two: the top bit says full
         lanes = exact_log2(self.config.axi_bytes)
+        item, skid = Signal(self.i.payload.shape()), Signal(self.i.payload.shape(), reset_less=True)
+        full, push = Signal(), Signal()
+        free = ~self.o.valid | self.o.ready
         m.d.comb += [
-            self.i.ready.eq(buffer.i.ready & ~count[-1]),
-            buffer.i.valid.eq(self.i.valid & self.i.ready),
+            self.i.ready.eq(~full & ~count[-1]),
+            push.eq(self.i.valid & self.i.ready),
             self.inflight.eq(count.any()),
-            buffer.i.payload.len.eq(self.i.payload.len),
-            buffer.i.payload.addr.eq(Cat(Const(0, lanes), self.i.payload.addr[lanes:])),
+            item.len.eq(self.i.payload.len),
+            item.addr.eq(Cat(Const(0, lanes), self.i.payload.addr[lanes:])),
         ]
-        m.d.sync += count.eq(count + buffer.i.valid - self.retire)
+        # A skid buffer whose payloads load whatever `i.valid` says: it comes late, after the range check.
+        with m.If(free):
+            m.d.sync += self.o.payload.eq(Mux(full, raw(skid), raw(item)))
+        with m.If(~full):
+            m.d.sync += skid.eq(item)
+        m.d.sync += [self.o.valid.eq(full | push | ~free), full.eq(~free & (full | push))]
+        with m.If(push ^ self.retire):
+            m.d.sync += count.eq(Mux(self.retire, count - 1, count + 1))
         return m
 
 
@@ -128,7 +136,7 @@ class Bursts(wiring.Component):
       the run, and everything after it, is refused: a burst with `fault` is pushed in its place. DRAM is
       checked before SRAM.
     * `halt`: issue nothing more. `room`: the engine can take a burst; `push`: it has to, `burst` is valid;
-      `bare`: it has no beats; `length`: bytes of the run minus 1.
+      `bare`: it has no beats; `addr`: its first byte, unless `bare`; `length`: bytes of the run minus 1.
 
     A command accepted in cycle t has its first burst pushed in cycle t + 1; then one burst per cycle
     through runs and commands.
@@ -147,6 +155,7 @@ class Bursts(wiring.Component):
                 "push": Out(1),
                 "burst": Out(burst_layout(config)),
                 "bare": Out(1),
+                "addr": Out(32),
                 "length": Out(32),
                 "halt": In(1),
                 "busy": Out(1),
@@ -160,23 +169,27 @@ class Bursts(wiring.Component):
         lanes = exact_log2(config.axi_bytes)
         low = exact_log2(config.axi_bytes * config.axi_burst_beats)  # address bits inside the largest burst
 
+        def register(shape=1, name=None):
+            """Loaded in every cycle without an instruction: needs no reset."""
+            return Signal(shape, name=name, reset_less=True, src_loc_at=1)
+
         # The instruction.
-        valid, null, boot = Signal(), Signal(), Signal()
-        pc = Signal(PC_BITS)
-        length, one_burst = Signal(32), Signal()  # bytes - 1; they fit `low` bits
-        too_long = Signal()  # for the SRAM
-        n1, n1_is_1 = Signal(32), Signal()
-        far1, far2, near1, near2 = (Signal(32, name=name) for name in ("far1", "far2", "near1", "near2"))
-        top, far_limit = Signal(33), Signal(34)  # end of the window; highest legal address of a run
+        valid, null, boot = Signal(), register(), register()
+        pc = register(PC_BITS)
+        length, one_burst = register(32), register()  # bytes - 1; they fit `low` bits
+        too_long = register()  # for the SRAM
+        n1, n1_is_1 = register(32), register()
+        far1, far2, near1, near2 = (register(32, name) for name in ("far1", "far2", "near1", "near2"))
+        top, far_limit = Signal(33), register(34)  # end of the window; highest legal address of a run
         # The run and the burst.
         run_far, run_near, row_far, row_near = (
-            Signal(32, name=n) for n in ("run_far", "run_near", "row_far", "row_near")
+            register(32, name) for name in ("run_far", "run_near", "row_far", "row_near")
         )
         # Numbers of the next run of the row and of the next row. They count up: a reset to 2 is free.
-        next1, last1, n2, next2, last2 = Signal(32), Signal(), Signal(32), Signal(32), Signal()
-        addr, rest_fits, first = Signal(32), Signal(), Signal()
+        next1, last1, n2, next2, last2 = register(32), register(), register(32), register(32), register()
+        addr, rest_fits, first = register(32), register(), register()
         # Bytes of the run from addr on, - 1: `rest` in the lower bits, `length` - (`cuts` - 1) in the upper.
-        rest, cuts = Signal(low), Signal(32 - low)
+        rest, cuts = register(low), register(32 - low)
 
         end = self.dram_base + self.dram_size
         m.d.sync += top.eq(Mux(end[32], 1 << 32, end))
@@ -186,18 +199,16 @@ class Bursts(wiring.Component):
         top_near = exact_log2(config.sram_bytes)
         past_near = (run_near[:top_near] + length[:top_near])[top_near]
         refused_near = ~boot & (too_long | run_near[top_near:].any() | past_near)
+        # These come late: as little as possible hangs on them.
+        refused = first & ~null & (refused_far | refused_near)
         fault = Signal(Fault)
-        m.d.comb += fault.eq(
-            Mux(
-                null | ~first,
-                Fault.NONE,
-                Mux(refused_far, Fault.DRAM, Mux(refused_near, Fault.SRAM, Fault.NONE)),
-            )
-        )
-        m.d.comb += self.bare.eq(null | (fault != Fault.NONE))
+        m.d.comb += [
+            fault.eq(Mux(refused, Mux(refused_far, Fault.DRAM, Fault.SRAM), Fault.NONE)),
+            self.bare.eq(null | (first & (refused_far | refused_near))),
+        ]
         total = Signal(low + 1)
         m.d.comb += total.eq(addr[:low] + rest)
-        last, final = Signal(), Signal()  # last: registered, because everything that follows hangs on it
+        last, final = register(), Signal()  # last: registered, because everything that follows hangs on it
         m.d.comb += final.eq(null | (last & last1 & last2))
 
         free, dead = Signal(), Signal()
@@ -206,7 +217,8 @@ class Bursts(wiring.Component):
             self.push.eq(valid & free),
             self.busy.eq(valid),
             self.waiting.eq(valid & ~self.push),
-            self.burst.far.eq(Mux(fault == Fault.SRAM, run_near, addr)),
+            self.addr.eq(addr),
+            self.burst.far.eq(Mux(refused_near & ~refused_far, run_near, addr)),
             self.burst.near.eq(run_near),
             self.burst.rot.eq(run_near[:lanes] - run_far[:lanes]),
             self.burst.borrow.eq(run_near[:lanes] < run_far[:lanes]),
@@ -238,10 +250,15 @@ class Bursts(wiring.Component):
             *(self.ticket.payload[f"sig_{s}"].eq(cmd[f"sig_{s}"]) for s in "abc"),
         ]
         start, size, small = Signal(32), Signal(32), Signal()
+
+        def above(bits):
+            """Whether `size` is more than 2^bits."""
+            return size[bits + 1 :].any() | (size[bits] & size[:bits].any())
+
         m.d.comb += [
             start.eq(Mux(use_boot, Cat(Const(0, 2), self.boot.payload.src[2:]), far)),
             size.eq(Mux(use_boot, self.boot.payload.words << 2, cmd.len)),
-            small.eq(~size[low + 1 :].any() & ~(size[low] & size[:low].any())),
+            small.eq(~above(low)),
         ]
 
         # Next burst, run, instruction. The run after `final` is the first one of the next command, whether
@@ -256,7 +273,7 @@ class Bursts(wiring.Component):
             to_near.eq(Mux(done, Mux(use_boot, 0, near), next_near)),
         ]
         with m.If(self.push):
-            m.d.sync += dead.eq(fault != Fault.NONE)
+            m.d.sync += dead.eq(refused)
             with m.If(last):
                 m.d.sync += [next1.eq(next1 + 1), last1.eq(next1 == n1)]
                 with m.If(last1):
@@ -296,7 +313,7 @@ class Bursts(wiring.Component):
                 pc.eq(Mux(use_boot, 0, cmd.pc)),
                 null.eq(~size.any() | (~use_boot & (~cmd.n1.any() | ~cmd.n2.any()))),
                 length.eq(size - 1),
-                too_long.eq((size - 1)[exact_log2(config.sram_bytes) :].any()),
+                too_long.eq(above(top_near)),
                 one_burst.eq(small),
                 n1.eq(cmd.n1),
                 n1_is_1.eq(use_boot | (cmd.n1 == 1)),
@@ -336,18 +353,17 @@ class Beats(wiring.Component):
         m.d.comb += self.i.ready.eq(advance & final)
         with m.If(advance):
             m.d.sync += self.o.valid.eq(self.i.valid)
+            m.d.sync += [
+                *(Cat(beat[f]).eq(Cat(burst[f])) for f in _run_fields(self.config)),
+                beat.first.eq(burst.first & ~begun),
+                beat.last.eq(burst.last & final),
+                beat.end.eq(burst.end & final),
+                beat.begin.eq(~begun),
+                beat.final.eq(final),
+                beat.beats.eq(burst.beats),
+            ]
             with m.If(self.i.valid):
-                m.d.sync += [
-                    count.eq(Mux(final, 0, count + 1)),
-                    begun.eq(~final),
-                    *(Cat(beat[f]).eq(Cat(burst[f])) for f in _run_fields(self.config)),
-                    beat.first.eq(burst.first & ~begun),
-                    beat.last.eq(burst.last & final),
-                    beat.end.eq(burst.end & final),
-                    beat.begin.eq(~begun),
-                    beat.final.eq(final),
-                    beat.beats.eq(burst.beats),
-                ]
+                m.d.sync += [count.eq(Mux(final, 0, count + 1)), begun.eq(~final)]
         return m
 
 
@@ -387,17 +403,25 @@ class Signals(wiring.Component):
             *(todo[k].eq(fifo.o.payload[k].any() & ~sent[k]) for k in range(self.count)),
             self.busy.eq(pending | fifo.level.any() | self.signal.valid),
         ]
-        only = ~(todo & (todo - 1)[: self.count]).any()  # at most one number is left
-        with m.If(self.signal.ready):
-            m.d.sync += self.signal.valid.eq(0)
-        with m.If(fifo.o.valid & due.any() & (~self.signal.valid | self.signal.ready | ~todo.any())):
-            m.d.comb += fifo.o.ready.eq(only)
-            m.d.sync += sent.eq(Mux(only, 0, sent | (todo & ~(todo - 1)[: self.count])))
-            with m.If(todo.any()):
-                m.d.sync += self.signal.valid.eq(1)
-            for k in reversed(range(self.count)):
-                with m.If(todo[k]):
-                    m.d.sync += self.signal.payload.eq(fifo.o.payload[k])
-        # The lowest number set is taken: later assignments win, so the loop runs downwards.
-        m.d.sync += due.eq(due + self.complete - (fifo.o.valid & fifo.o.ready))
+        # The lowest number is taken; `only`: none is left after it.
+        lowest = Cat(todo[k] & ~todo[:k].any() for k in range(self.count))
+        only = ~(todo & ~lowest).any()
+        space = ~self.signal.valid | self.signal.ready
+        work, pop = Signal(), Signal()
+        m.d.comb += [
+            work.eq(fifo.o.valid & due.any() & (space | ~todo.any())),
+            pop.eq(work & only),
+            fifo.o.ready.eq(pop),
+        ]
+        with m.If(space):
+            m.d.sync += [
+                self.signal.valid.eq(work & todo.any()),
+                self.signal.payload.eq(onehot_mux(lowest, [fifo.o.payload[k] for k in range(self.count)])),
+            ]
+        with m.If(work):
+            m.d.sync += sent.eq(Mux(only, 0, sent | lowest))
+        # One adder: `complete` - `pop`, -1 to 2, in bits.
+        low, high = self.complete[0], self.complete[1]
+        step = Cat(low ^ pop, high ^ (pop & ~low), pop & ~low & ~high)
+        m.d.sync += due.eq(due + step.as_signed())
         return m

@@ -95,7 +95,7 @@ class LoadEngine(wiring.Component):
             ticket.ready.eq(signals.ticket.ready),
             raw(signals.ticket.payload).eq(raw(ticket.payload)),
             ar.i.valid.eq(bursts.push & ~bursts.bare),
-            ar.i.payload.addr.eq(bursts.burst.far),
+            ar.i.payload.addr.eq(bursts.addr),
             ar.i.payload.len.eq(bursts.burst.beats),
             axi.arvalid.eq(ar.o.valid),
             ar.o.ready.eq(axi.arready),
@@ -119,7 +119,7 @@ class LoadEngine(wiring.Component):
 
         # Plan of the next beat: which bytes of its SRAM word and of the word after it are written.
         beat = beats.o.payload
-        planned, plan = Signal(), Signal(beat.shape())
+        planned, plan = Signal(), Signal(beat.shape(), reset_less=True)
         begin, end = (
             Signal(lanes),
             Signal(lanes + 1),
@@ -147,25 +147,27 @@ class LoadEngine(wiring.Component):
         position, following = Signal(max(lanes - 2, 1)), Signal(max(lanes - 2, 1))
         emit, spills = Signal(), Signal()
         take = Signal()
-        bare, loads = Signal(), Signal()  # the plan has no beat; its beat goes to SRAM
+        # The plan has no beat. There is a plan, and its beat goes to SRAM; ... is of a program.
+        bare, loads, boots = Signal(), Signal(), Signal()
         nothing = beat.null | (beat.fault != Fault.NONE)
         advance = ~planned | take
         m.d.comb += beats.o.ready.eq(advance)
         with m.If(advance):
-            m.d.sync += planned.eq(beats.o.valid)
+            m.d.sync += [
+                planned.eq(beats.o.valid),
+                loads.eq(beats.o.valid & ~nothing & ~beat.boot),
+                boots.eq(beats.o.valid & ~nothing & beat.boot),
+                plan.eq(beat),
+                bare.eq(nothing),
+                Cat(strobe, spill).eq(mask),
+                word.eq(slot[sub_bits:]),
+                position.eq(begin[2:]),
+                following.eq(end[2:] - begin[2:] - 1),
+                emit.eq(beat.last | (word_end >= width)),
+                spills.eq(beat.last & (word_end > width)),
+            ]
             with m.If(beats.o.valid):
-                m.d.sync += [
-                    plan.eq(beat),
-                    bare.eq(nothing),
-                    loads.eq(~nothing & ~beat.boot),
-                    Cat(strobe, spill).eq(mask),
-                    word.eq(slot[sub_bits:]),
-                    position.eq(begin[2:]),
-                    following.eq(end[2:] - begin[2:] - 1),
-                    emit.eq(beat.last | (word_end >= width)),
-                    spills.eq(beat.last & (word_end > width)),
-                    next_slot.eq(slot + end[lanes]),
-                ]
+                m.d.sync += next_slot.eq(slot + end[lanes])
 
         # Rotate, gather the bytes of a word in `part`, write. `flush`: `part` is the last word of a finished
         # run.
@@ -179,18 +181,14 @@ class LoadEngine(wiring.Component):
         good = Signal()
         quiet = Signal()  # every write so far is visible
         served = Signal()  # boot: all words of this beat have been passed on
+        empty = quiet & ~flush & ~out.valid
+        go, moves = Signal(), Signal()  # there is space for a beat in SRAM; the beat can be taken
         m.d.comb += [
-            take.eq(
-                planned
-                & Mux(
-                    bare,
-                    halted | (quiet & ~flush & ~out.valid),
-                    have
-                    & (halted | Mux(plan.boot, served | resp[1], space | (~emit & ~flush)) & ~(flush & emit)),
-                )
-            ),
-            use.eq(take & ~bare),
-            good.eq(take & loads & ~halted & ~resp[1]),
+            go.eq((space | (~emit & ~flush)) & ~(flush & emit)),
+            moves.eq((loads & go) | (boots & (served | resp[1])) | (planned & ~bare & halted)),
+            take.eq((planned & bare & (halted | empty)) | (have & moves)),
+            use.eq(have & moves),
+            good.eq(loads & ~halted & have & go & ~resp[1]),
         ]
         fresh = (
             (strobe | Cat(spill, Const(0, width - config.axi_bytes)))
@@ -229,13 +227,14 @@ class LoadEngine(wiring.Component):
         newest, older = Signal(), Signal()  # the last (last but one) write accepted ends an instruction
         accepted = out.valid & out.ready
         m.d.comb += quiet.eq(~newest & ~older)
-        ends_null = take & plan.null & ~plan.boot & ~halted
+        ends_null = planned & plan.null & ~plan.boot & ~halted & empty  # then no write ends
         with m.If(accepted):
             m.d.sync += [newest.eq(out_end), older.eq(newest & self.write.busy)]
         with m.Elif(~self.write.busy):
             m.d.sync += [newest.eq(0), older.eq(0)]
+        ends_older, ends_newest = older & (accepted | ~self.write.busy), newest & ~self.write.busy
         m.d.comb += signals.complete.eq(
-            ends_null + (older & (accepted | ~self.write.busy)) + (newest & ~self.write.busy)
+            Cat(ends_null | (ends_older ^ ends_newest), ends_older & ends_newest)
         )
 
         # Programs.
@@ -243,7 +242,7 @@ class LoadEngine(wiring.Component):
         instruction = lane.word_select(position, 32) if lanes > 2 else lane
         m.d.comb += served.eq(at_end & (~self.program.valid | self.program.ready))
         with m.If(~self.program.valid | self.program.ready):
-            serve = planned & plan.boot & ~bare & have & ~resp[1] & ~halted
+            serve = boots & have & ~resp[1] & ~halted
             m.d.sync += [self.program.valid.eq(serve), self.program.payload.eq(instruction)]
             with m.If(serve & ~at_end):
                 m.d.sync += [position.eq(position + 1), following.eq(following - 1)]
@@ -254,16 +253,16 @@ class LoadEngine(wiring.Component):
         failed = use & resp[1]
         refused = take & (plan.fault != Fault.NONE)
         with m.If((failed | refused) & ~halted):
+            m.d.sync += [halted.eq(1), self.error.valid.eq(1)]
+        with m.If(~halted):
             m.d.sync += [
-                halted.eq(1),
-                self.error.valid.eq(1),
                 self.error.pc.eq(plan.pc),
                 self.error.value.eq(plan.far),
                 self.error.code.eq(
                     Mux(
-                        failed,
-                        Mux(resp == Resp.DECERR, Error.AXI_DECERR, Error.AXI_SLVERR),
+                        bare,
                         Mux(plan.fault == Fault.DRAM, Error.DRAM_RANGE, Error.SRAM_RANGE),
+                        Mux(resp == Resp.DECERR, Error.AXI_DECERR, Error.AXI_SLVERR),
                     )
                 ),
             ]

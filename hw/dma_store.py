@@ -165,7 +165,7 @@ class StoreEngine(wiring.Component):
             fifo.i.payload.eq(burst),
             answers.i.valid.eq(bursts.push),
             *(raw(answers.i.payload[f]).eq(raw(burst[f])) for f in ("far", "pc", "end", "null", "fault")),
-            reader.push.eq(bursts.push & burst.first & ~burst.null & (burst.fault == Fault.NONE)),
+            reader.push.eq(bursts.push & burst.first & ~bursts.bare),
             reader.near.eq(burst.near),
             reader.length.eq(bursts.length),
             read_signals.ticket.valid.eq(ticket.valid & done_signals.ticket.ready),
@@ -190,11 +190,13 @@ class StoreEngine(wiring.Component):
             past.eq(beat.rot + Mux(beat.last, beat.tail, config.axi_bytes - 1)),
         ]
         planned, take = Signal(), Signal()
-        bare, end, final = Signal(), Signal(), Signal()
-        back, strobe = Signal(lanes), Signal(config.axi_bytes)
+        bare, end, final = (Signal(name=n, reset_less=True) for n in ("bare", "end", "final"))
+        back, strobe = Signal(lanes, reset_less=True), Signal(config.axi_bytes, reset_less=True)
         # Slot, of those of `word` and the first one of `after`, that each byte comes from.
-        source = Signal(data.ArrayLayout(range(slots + 1), config.axi_bytes))
-        straddles, leaves, leaves_both = Signal(), Signal(), Signal()
+        source = Signal(data.ArrayLayout(range(slots + 1), config.axi_bytes), reset_less=True)
+        straddles, leaves, leaves_both = (
+            Signal(name=n, reset_less=True) for n in ("straddles", "leaves", "leaves_both")
+        )
         crosses = past[lanes] & ~early & (slot[:sub_bits] == slots - 1)
         ones = (1 << config.axi_bytes) - 1
         head = Mux(beat.first, beat.near[:lanes] - beat.rot, 0)[:lanes]
@@ -235,7 +237,8 @@ class StoreEngine(wiring.Component):
 
         # `word` has the beat's first slot, `after` is the next word; both leave at once at the end of a run
         # that straddles.
-        word, loaded, after, after_loaded = Signal(8 * width), Signal(), Signal(8 * width), Signal()
+        word, after = (Signal(8 * width, name=n, reset_less=True) for n in ("word", "after"))
+        loaded, after_loaded = Signal(), Signal()
         words = reader.o
         m.submodules.w = w = SkidBuffer(
             data.StructLayout({"data": config.axi_data_bits, "strb": config.axi_bytes, "last": 1})
@@ -295,16 +298,16 @@ class StoreEngine(wiring.Component):
         with m.If(self.stop):
             m.d.sync += halted.eq(1)
         with m.If((failed | refused) & ~halted):
+            m.d.sync += [halted.eq(1), self.error.valid.eq(1)]
+        with m.If(~halted):
             m.d.sync += [
-                halted.eq(1),
-                self.error.valid.eq(1),
                 self.error.pc.eq(reply.pc),
                 self.error.value.eq(reply.far),
                 self.error.code.eq(
                     Mux(
-                        failed,
-                        Mux(axi.bresp == Resp.DECERR, Error.AXI_DECERR, Error.AXI_SLVERR),
+                        unsent,
                         Mux(reply.fault == Fault.DRAM, Error.DRAM_RANGE, Error.SRAM_RANGE),
+                        Mux(axi.bresp == Resp.DECERR, Error.AXI_DECERR, Error.AXI_SLVERR),
                     )
                 ),
             ]

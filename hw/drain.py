@@ -21,8 +21,8 @@ drain_layout = data.StructLayout(
     {
         "out": 32,
         "max_out": 32,
-        "lo": signed(LIMIT_BITS),
-        "hi": signed(LIMIT_BITS),
+        "above": signed(LIMIT_BITS + 1),
+        "over": signed(LIMIT_BITS + 1),
         "step": 1,
         "mask": 1,
         "max": 1,
@@ -33,7 +33,7 @@ drain_layout = data.StructLayout(
     }
 )
 """n lane words to `out`, then with `max` the maxima to `max_out`; without `emit` nothing but the reset of the
-maxima."""
+maxima. `above`, `over`: the mask limits lo and hi, negated."""
 
 
 def clamp_limit(limit):
@@ -84,39 +84,47 @@ class Drain(wiring.Component):
         m.submodules.words = words = Fifo(32 * config.columns, self.depth)
         m.d.comb += [words.i.valid.eq(self.valid), words.i.payload.eq(self.i)]
         pop = Signal()
+        # `pop` and `reserve` come late and are counted a cycle after: the last two places are not promised.
         credits = Signal(range(self.depth + 1), init=self.depth)
+        popped, reserved = Signal(), Signal()
         m.d.sync += [
-            credits.eq(credits + pop - self.reserve),
-            # not 0 after this cycle; `pop` and `reserve` come late
-            self.credit.eq(Mux(pop, ~self.reserve | (credits != 0),
-                               Mux(self.reserve, credits != 1, credits != 0))),
+            popped.eq(pop),
+            reserved.eq(self.reserve),
+            credits.eq(credits + popped - reserved),
+            self.credit.eq(credits > 2),
         ]
 
         def reach(j, r):
             """j >= step * r, for signed j; all but its low bits are looked at once for every lane."""
             low = exact_log2(config.columns)
-            return ~j[-1] & (~command.step | j[low:-1].any() | (j[:low] >= r))
+            return ~j[-1] & (~step | j[low:-1].any() | (j[:low] >= r))
 
         def less(a, b):
             """Total order of float32, `fp_max`'s; of equal operands either answer does."""
             return Mux(a[31] ^ b[31], a[31], (a[:31] < b[:31]) ^ a[31])
 
         # The command in hand and the place in it.
-        command, active, finish = Signal(drain_layout), Signal(), Signal()
-        left, first, above, over = (
-            Signal(COUNT_BITS),
-            Signal(),
-            Signal(signed(LIMIT_BITS + 1)),
-            Signal(signed(LIMIT_BITS + 1)),
-        )
-        last_word, new = Signal(), self.command.payload
+        command, active, finish = Signal(drain_layout, reset_less=True), Signal(), Signal()
+        left, first, last_word = Signal(COUNT_BITS, reset_less=True), Signal(), Signal()
+        new = self.command.payload
         m.d.comb += self.command.ready.eq(~active)
+
+        # Lanes that the mask hides: of the lane word in turn; `command.above` and `over` are a word ahead.
+        hidden = Signal(config.columns, reset_less=True)
+        above, over = Mux(active, command.above, new.above), Mux(active, command.over, new.over)
+        step, mask = Mux(active, command.step, new.step), Mux(active, command.mask, new.mask)
+        hides = Cat(mask & ~(reach(above, r) & ~reach(over, r)) for r in lanes)
+
+        # Places outside of the SRAM. `out` counts up to the first of them only.
+        sram = exact_log2(config.sram_bytes)
+        out_beyond, max_beyond = Signal(), Signal()
 
         # Write register: a lane word, or the maxima after them. A word outside of the SRAM goes no further:
         # `full` without `inside`.
         full, inside = Signal(), Signal()
         word, addr = Signal(32 * config.columns, reset_less=True), Signal(32, reset_less=True)
-        ends, resets, is_max, error_pc = Signal(), Signal(), Signal(), Signal(PC_BITS)
+        ends, resets, is_max = Signal(), Signal(), Signal()
+        error_pc = Signal(PC_BITS, reset_less=True)
         req = self.port.req
         room, sent = Signal(), Signal()
         m.d.comb += [
@@ -133,17 +141,16 @@ class Drain(wiring.Component):
         write_max = Signal()
         m.d.comb += [
             pop.eq(copies & room & words.o.valid),
-            words.o.ready.eq(pop),
+            words.o.ready.eq(copies & room),
             write_max.eq(maximum & ~full),  # by then the last lane word is part of the maxima
             finish.eq(Mux(command.emit, Mux(command.max, write_max, pop & last_word), active & ~full)),
         ]
-        hidden = Cat(command.mask & ~(reach(above, r) & ~reach(over, r)) for r in lanes)
-        target = Mux(maximum, command.max_out, command.out)
+        comes = (copies & words.o.valid) | write_max
         with m.If(room):  # loads in every cycle while it is free, whether a word comes or not
             m.d.sync += [
-                full.eq(pop | write_max),
-                inside.eq((pop | write_max) & ~target[exact_log2(config.sram_bytes) :].any()),
-                addr.eq(target),
+                full.eq(comes),
+                inside.eq(comes & ~Mux(maximum, max_beyond, out_beyond | command.out[sram])),
+                addr.eq(Mux(maximum, command.max_out, command.out)),
                 ends.eq(maximum | (last_word & ~command.max)),
                 is_max.eq(maximum),
                 error_pc.eq(command.pc),
@@ -163,10 +170,10 @@ class Drain(wiring.Component):
                 last_word.eq(left == 2),
                 copies.eq(~last_word),
                 maximum.eq(last_word & command.max),
-                above.eq(above + 1),
-                over.eq(over + 1),
-                command.out.eq(command.out + config.lane_bytes),
+                command.out[: sram + 1].eq(command.out[: sram + 1] + config.lane_bytes),
             ]
+        with m.If(pop | ~active):
+            m.d.sync += [hidden.eq(hides), command.above.eq(above + 1), command.over.eq(over + 1)]
         with m.If(write_max):
             m.d.sync += maximum.eq(0)
         with m.If(finish):
@@ -175,12 +182,13 @@ class Drain(wiring.Component):
             m.d.sync += [
                 active.eq(self.command.valid),
                 copies.eq(self.command.valid & new.emit),
-                command.eq(new),
+                *(command[field].eq(new[field]) for field in drain_layout.members
+                  if field not in ("above", "over")),
                 left.eq(new.n),
                 last_word.eq(new.n == 1),
                 first.eq(1),
-                above.eq(-new.lo),
-                over.eq(-new.hi),
+                out_beyond.eq(new.out[sram + 1 :].any()),
+                max_beyond.eq(new.max_out[sram:].any()),
             ]
 
         reset_only = active & ~command.emit & finish & command.max_first

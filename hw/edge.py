@@ -199,7 +199,8 @@ class StreamEdge(wiring.Component):
         # within 2 (MXFP4: 4, 5); `rest` is the chunk before.
         is_fp6, is_fp4 = command.fmt == FP6, command.fmt == FP4
         place, may_take, take, whole, steps = Signal(6), Signal(), Signal(), Signal(), Signal()
-        quiet = Signal()  # no tile is in the transposer
+        quiet = Signal(init=1)  # no tile is in the transposer: first_tick & ~leaving
+        filled = Signal()  # the last tick of a tile that goes in
         m.d.comb += [
             whole.eq(place[3]),  # the rest holds a whole block
             steps.eq(~whole & ~(place[4] & ~last_block)),  # to the next chunk
@@ -207,7 +208,7 @@ class StreamEdge(wiring.Component):
             take.eq(may_take & (self.i.valid | whole)),
         ]
         # The counters' next values do not depend on late signals, only whether they move.
-        with m.If(take | self.command.ready):
+        with m.If(take | (filled & last_pass) | ~active):
             with m.If(~active | command.transpose | (last_block & last_pass)):
                 m.d.sync += [left.eq(new.n), last_block.eq(new.n == 1),
                              place.eq(Mux(new.fmt == FP4, 16, 1))]
@@ -230,7 +231,6 @@ class StreamEdge(wiring.Component):
             fill.eq(Mux(first_tick, active & command.transpose, filling)),
             tick.eq((fill | leaving) & (~fill | self.i.valid) & (~wanted | room)),
             window_end.eq(tick & last_tick),
-            quiet.eq(first_tick & ~leaving),
             turn.tick.eq(tick),
             turn.phase.eq(clock),
             turn.show.eq(leaving),
@@ -241,6 +241,7 @@ class StreamEdge(wiring.Component):
                 clock.eq(clock + 1),
                 filling.eq(fill),
                 first_tick.eq(last_tick),
+                quiet.eq(last_tick & ~fill),
                 last_tick.eq(clock == 30),
                 # first <= clock < end, in the next cycle
                 wanted.eq(leaving & ((clock + 1 == first) | (wanted & (clock + 1 != end)))),
@@ -254,8 +255,10 @@ class StreamEdge(wiring.Component):
             ]
 
         # Either way.
-        pass_end, put = (take & last_block) | (window_end & fill), take | (tick & wanted)
+        pass_end, put = Signal(), take | (tick & wanted)
         m.d.comb += [
+            filled.eq(last_tick & filling & self.i.valid & (~wanted | room)),  # window_end & fill
+            pass_end.eq((take & last_block) | filled),
             self.i.ready.eq((may_take & steps) | (fill & (~wanted | room))),
             finish.eq(pass_end & last_pass),
             self.command.ready.eq(~active | finish),

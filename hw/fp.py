@@ -221,23 +221,24 @@ class FpAdd(wiring.Component):
             sum=(s.sum << Cat(Const(0, 2), nibbles))[:28],
         )
 
-        # 5: normalise by bits. A subnormal sum is exact, so it flushes without rounding. An exact zero of
-        # operands that are none is +0.
+        # 5: normalise by bits. A subnormal sum is exact, so it flushes without rounding; an exponent of 0 is
+        # noticed in the next stage, beside the rounding. Finite operands have at most 254: only a carry of
+        # the significand makes infinity. An exact zero of operands that are none is +0.
         bits, cancelled = _leading_bit(s.sum[24:]), ~s.sum[24:].any()
         exp = Signal(signed(10))
         m.d.comb += exp.eq(s.exp + 1 - Cat(bits, s.nibbles))
         s = cut(
             sign=s.sign & (s.zero | ~cancelled),
             exp=exp[:8],
-            inf=s.inf | (exp >= 255),
+            inf=s.inf | (s.exp[1:].all() & s.sum[27] & ~s.nibbles.any()),
             nan=s.nan,
-            zero=s.zero | cancelled | (exp <= 0),
+            zero=s.zero | cancelled | exp[-1],
             sum=(s.sum << bits)[:27],
         )
 
         # 6: round; the carry runs into the exponent and makes infinity by itself.
         body = Cat(s.sum[4:27], s.exp) + (s.sum[3] & (s.sum[4] | s.sum[:3].any()))
-        s = cut(o=_pack(s.sign, body, zero=s.zero, inf=s.inf, nan=s.nan))
+        s = cut(o=_pack(s.sign, body, zero=s.zero | ~s.exp.any(), inf=s.inf, nan=s.nan))
         m.d.comb += self.o.eq(s.o)
         return m
 

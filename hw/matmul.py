@@ -9,7 +9,7 @@
 Each part has its own small command FIFO, so that the fetches of the next instructions run ahead.
 """
 
-from amaranth import Cat, Module, Mux, Signal
+from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out, connect, flipped
 from amaranth.utils import ceil_log2
@@ -20,12 +20,13 @@ from .config import MX_BLOCK, TileConfig
 from .drain import Drain
 from .edge import COUNT_BITS, PASS_BITS, StreamEdge
 from .fetch import Fetcher
-from .glue import Fifo, SkidBuffer
+from .glue import Fifo, onehot_mux
 from .isa import BY_OP, Error, Op
 from .matmul_front import MatmulFrontEnd, issue_layout
 from .ports import PC_BITS, SramRead, SramWrite, unit_members
 from .queue import RegisterQueue
 from .stationary import ONE_SCALE, StationaryLoader
+from .vector_queue import Slots
 from .walk import PassWalker, StationaryWalker
 
 __all__ = ["Matmul"]
@@ -120,7 +121,7 @@ class Matmul(wiring.Component):
         connect(m, commands["edge"], edge.command)
         connect(m, commands["loader"], loader.command)
         connect(m, elements["stat"], loader.i)
-        m.submodules.scales = scales = SkidBuffer(8)
+        m.submodules.scales = scales = Slots(8)
         element = elements["scale"]
         m.d.comb += element.ready.eq(~scales.i.valid | scales.i.ready)
         with m.If(element.ready):  # a register behind the byte select
@@ -163,62 +164,71 @@ class Matmul(wiring.Component):
         m.d.comb += self.busy.eq(
             self.command.valid | m.submodules.signals_commands.level.any() | self.signal.valid
         )
-        seen = Signal(len(errors))  # what raises an error stops and holds its values
-        m.d.sync += seen.eq(Cat(valid for valid, *_ in errors))
+        raised = Cat(valid for valid, *_ in errors)
+        first = Signal(len(errors))  # one-hot; what raises an error stops and holds its values
+        m.d.sync += first.eq(Cat(raised[k] & ~raised[:k].any() for k in range(len(errors))))
         with m.If(~self.error.valid):
-            for k, (_, code, pc, value) in reversed(list(enumerate(errors))):
-                with m.If(seen[k]):
-                    m.d.sync += [
-                        self.error.valid.eq(1),
-                        self.error.code.eq(code),
-                        self.error.pc.eq(pc),
-                        self.error.value.eq(value),
-                    ]
+            m.d.sync += [
+                self.error.valid.eq(first.any()),
+                self.error.code.eq(onehot_mux(first, [Const(0, 4) | code for _, code, *_ in errors])),
+                self.error.pc.eq(onehot_mux(first, [pc for _, _, pc, _ in errors])),
+                self.error.value.eq(onehot_mux(first, [value for *_, value in errors])),
+            ]
         return m
 
     def _issue(self, m, commands, blocks, scales, loader, drain, entry):
         """Let blocks into the array; returns the event "last block of an instruction"."""
         config, array, revisit = self.config, self.array, self.accumulators.revisit
-        command, active, over = Signal(issue_layout(config)), Signal(), Signal()
-        left, passes, psum = Signal(COUNT_BITS), Signal(PASS_BITS), Signal(ceil_log2(config.psum_depth))
+        command, active = Signal(issue_layout(config), reset_less=True), Signal()
+        left, passes = Signal(COUNT_BITS, reset_less=True), Signal(PASS_BITS, reset_less=True)
+        psum = Signal(ceil_log2(config.psum_depth), reset_less=True)
         start, start_sum, final = (
             Signal(),
             Signal(),
             Signal(),
         )  # first block of a pass; first pass of new sums; last pass, emitted
         which = Signal(ceil_log2(SCALE_SETS))  # number of stationary sets taken so far
-        gap, waits = Signal(range(revisit)), Signal()  # idle cycles due before a sum may be continued; not 0
-        # Last block of a pass, last pass, last block of all; the event `fire`: a block is let in.
-        pass_end, last_pass, end, fire = Signal(), Signal(), Signal(), Signal()
-        new = commands.payload
+        # Idle cycles due before a sum may be continued; not 0; a block is due, and sums do not forbid it.
+        gap, waits, due = Signal(range(revisit)), Signal(), Signal()
+        # Last block of a pass, last pass, last block of all; the events: a block is let in, the last of all.
+        pass_end, last_pass, last = Signal(), Signal(), Signal()
+        fire, end = Signal(), Signal()
+        # The instruction behind the one in hand: `fire` is late and moves nothing of the FIFO.
+        new, held = Signal(issue_layout(config), reset_less=True), Signal()
+        m.d.comb += commands.ready.eq(~held)
+        with m.If(~held):
+            m.d.sync += [held.eq(commands.valid), new.eq(commands.payload)]
 
         operands = blocks.valid & (scales.valid | ~command.has_scale)
         stationary = ~start | loader.full
         room = ~final | drain.credit
         m.d.comb += [
-            over.eq(~active | (pass_end & last_pass)),
-            end.eq(fire & pass_end & last_pass),
-            fire.eq(active & operands & stationary & room & (~start | start_sum | ~waits)),
+            end.eq(fire & last),
+            fire.eq(due & operands & stationary & room),
             blocks.take.eq(fire),
             scales.ready.eq(fire & command.has_scale),
             loader.swap.eq(fire & start),
             drain.reserve.eq(fire & final),
-            commands.ready.eq(~active | end),
         ]
         m.d.sync += array.swap.eq(start)
         with m.If(fire & start):
             m.d.sync += which.eq(which + 1)
-        # `fire` is late: the next values do not depend on it, and a command is loaded whether it is valid or
-        # not.
-        with m.If(commands.ready):
-            m.d.sync += [active.eq(commands.valid), command.eq(new)]
+        # The next values do not depend on `fire` either, and a command is loaded whether it is held or not.
+        with m.If(~active | end):
+            m.d.sync += [active.eq(held), command.eq(new)]
+            with m.If(held):
+                m.d.sync += held.eq(0)
+        short, still = command.n < revisit, waits & (gap != 1)  # a gap begins with the next pass, goes on
+        m.d.sync += due.eq(active & (~start | start_sum | ~still))
         with m.If(fire | ~active):
-            with m.If(over):
+            with m.If(~active | last):
                 m.d.sync += [
+                    due.eq(held & (new.first | ~Mux(active, short, still))),
                     left.eq(new.n),
                     pass_end.eq(new.n == 1),
                     passes.eq(new.k),
                     last_pass.eq(new.k == 1),
+                    last.eq((new.n == 1) & (new.k == 1)),
                     psum.eq(new.psum),
                     start.eq(1),
                     start_sum.eq(new.first),
@@ -226,30 +236,46 @@ class Matmul(wiring.Component):
                 ]
             with m.Elif(pass_end):
                 m.d.sync += [
+                    due.eq(~short),
                     left.eq(command.n),
                     pass_end.eq(command.n == 1),
                     passes.eq(passes - 1),
                     last_pass.eq(passes == 2),
+                    last.eq((command.n == 1) & (passes == 2)),
                     psum.eq(command.psum),
                     start.eq(1),
                     start_sum.eq(0),
                     final.eq(command.last & (passes == 2)),
                 ]
             with m.Else():
-                m.d.sync += [left.eq(left - 1), pass_end.eq(left == 2), psum.eq(psum + 1), start.eq(0)]
+                m.d.sync += [
+                    due.eq(1),
+                    left.eq(left - 1),
+                    pass_end.eq(left == 2),
+                    last.eq((left == 2) & last_pass),
+                    psum.eq(psum + 1),
+                    start.eq(0),
+                ]
         # Block j of the next pass must enter at least `revisit` cycles after block j of this one.
         with m.If(fire & pass_end):
-            m.d.sync += [gap.eq(revisit - command.n), waits.eq(command.n < revisit)]
+            m.d.sync += [gap.eq(revisit - command.n), waits.eq(short)]
         with m.Elif(waits):
-            m.d.sync += [gap.eq(gap - 1), waits.eq(gap != 1)]
+            m.d.sync += [gap.eq(gap - 1), waits.eq(still)]
+        # Counted a cycle later, so that nothing but `fire` is made of what is late.
+        was_active, had_operands, had_stationary, had_room = (Signal(name=name) for name in (
+            "was_active", "had_operands", "had_stationary", "had_room"))
         weight = Mux(command.has_scale, scales.payload, ONE_SCALE)
         m.d.sync += [
             entry.valid.eq(fire),
             self.count_block.eq(fire),
             self.count_macs.eq(Mux(fire, MX_BLOCK * command.rows, 0)),
-            self.count_wait_stream.eq(active & ~operands),
-            self.count_wait_stat.eq(active & operands & ~stationary),
-            self.count_wait_drain.eq(active & operands & stationary & ~room),
+            was_active.eq(active),
+            had_operands.eq(operands),
+            had_stationary.eq(stationary),
+            had_room.eq(room),
+            self.count_wait_stream.eq(was_active & ~had_operands),
+            self.count_wait_stat.eq(was_active & had_operands & ~had_stationary),
+            self.count_wait_drain.eq(was_active & had_operands & had_stationary & ~had_room),
             entry.set.eq(which + start - 1),
             entry.exp.eq(weight + command.exp),
             entry.nan.eq(weight == 255),
@@ -266,16 +292,21 @@ class Matmul(wiring.Component):
         reads, writes = Signal(4), Signal(4)  # events not yet used: the command FIFOs bound them
         step, used = Signal(2), Signal()
         c, o = commands.payload, self.signal
-        use_read, use_write = used & (step == 0) & c.runs, used & (step == 1) & c.runs & c.emits
-        happened = Mux(step == 0, ~c.runs | (reads != 0), (step == 2) | ~(c.runs & c.emits) | (writes != 0))
+        use_read, use_write = Signal(), Signal()  # a cycle late: the next of a kind is three cycles away
+        happened = Mux(step == 0, ~c.runs | (reads != 0), (step == 2) | ~c.emits | (writes != 0))
         number = Mux(step == 0, c.sig_a, Mux(step == 1, c.sig_b, c.sig_c))
         m.d.comb += [
             used.eq(commands.valid & happened & (~o.valid | o.ready)),
-            commands.ready.eq(used & (step == 2)),
+            commands.ready.eq((step == 2) & (~o.valid | o.ready)),
         ]
-        m.d.sync += [reads.eq(reads + read_all - use_read), writes.eq(writes + written - use_write)]
-        with m.If(o.ready):
-            m.d.sync += o.valid.eq(0)
+        m.d.sync += [
+            use_read.eq(used & (step == 0) & c.runs),
+            use_write.eq(used & (step == 1) & c.emits),
+            reads.eq(reads - use_read + read_all),
+            writes.eq(writes - use_write + written),
+        ]
+        with m.If(~o.valid | o.ready):
+            m.d.sync += [o.valid.eq(used & (number != 0)), o.payload.eq(number)]
         with m.If(used):
-            m.d.sync += [step.eq(Mux(step == 2, 0, step + 1)), o.valid.eq(number != 0), o.payload.eq(number)]
+            m.d.sync += step.eq(Mux(step == 2, 0, step + 1))
         return m

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import Out
 from amaranth.utils import ceil_log2, exact_log2
 
 from .config import MX_BLOCK, TileConfig
-from .drain import clamp_limit, drain_layout
+from .drain import LIMIT_BITS, clamp_limit, drain_layout
 from .edge import COUNT_BITS, FP4, FP6, FRACTION_BITS, INT8, PASS_BITS, edge_command
 from .isa import BY_OP, MATMUL_FLAGS, Error, Op
 from .ports import SEM_BITS, error_layout, flags_layout, unit_members
@@ -18,7 +18,7 @@ __all__ = ["MatmulFrontEnd", "issue_layout", "signal_layout"]
 signal_layout = data.StructLayout(
     {"sig_a": SEM_BITS, "sig_b": SEM_BITS, "sig_c": SEM_BITS, "runs": 1, "emits": 1}
 )
-"""`runs`: the instruction streams blocks; `emits`: it writes lane words."""
+"""`runs`: the instruction streams blocks; `emits`: it also writes lane words."""
 
 
 def issue_layout(config: TileConfig) -> data.StructLayout:
@@ -72,48 +72,62 @@ class MatmulFrontEnd(wiring.Component):
         n, rows = c.n[:COUNT_BITS], flags.rows
         has_scale = c.mask[BY_OP[Op.MATMUL].index("scale")]
 
-        # Cycle 1: checks and sums into registers. Cycle 2: may it go? Cycle 3: hand out.
-        checked, runs, chunks = Signal(), Signal(), Signal(COUNT_BITS)
-        lo, hi, exp = Signal(signed(12)), Signal(signed(12)), Signal(signed(10))
+        # Cycle 1: checks and sums into registers. Cycle 2: may it go? Second sums. Cycle 3: hand out.
+        checked = Signal()
+        runs, exp = Signal(reset_less=True), Signal(signed(10), reset_less=True)
+        lo, hi = (Signal(signed(LIMIT_BITS), name=name, reset_less=True) for name in ("lo", "hi"))
+        above, over = (
+            Signal(signed(LIMIT_BITS + 1), name=name, reset_less=True) for name in ("above", "over")
+        )
+        more, chunks = Signal(COUNT_BITS + 1, reset_less=True), Signal(COUNT_BITS, reset_less=True)
         fp_operands = Signal(2)
         illegal = (
             (flags.stream_fmt == 3)
             | (flags.stat_fmt == 3)
             | (rows == 0)
             | (rows > config.columns)
-            | (flags.transpose & ((flags.stream_fmt != INT8) | (c.n > MX_BLOCK - flags.offset)))
+            | (flags.transpose & (flags.stream_fmt != INT8))
         )
-        too_wide = c.psum[11:].any() | c.n[11:].any() | (c.psum[:11] + c.n[:11] > config.psum_depth)
+        # All sizes are powers of two: a sum's bits tell whether it is greater, without a second carry chain.
+        turned = c.n[:6] + flags.offset
+        too_long = c.n[6:].any() | turned[6] | (turned[5] & turned[:5].any())  # > MX_BLOCK
+        sums, top = c.psum[:COUNT_BITS] + c.n[:COUNT_BITS], exact_log2(config.psum_depth)
+        too_wide = sums[top + 1 :].any() | (sums[top] & sums[:top].any())
         lane_mask = exact_log2(config.lane_bytes)
         nothing = (c.n == 0) | (c.k == 0) | c.k[31]
         faults = (  # first one holds; all but the first only if the instruction runs
             (c.n[31], Error.ILLEGAL_OPERAND, c.n),
             (illegal, Error.ILLEGAL_OPERAND, c.flags),
+            (flags.transpose & too_long, Error.ILLEGAL_OPERAND, c.flags),
+            (c.psum[COUNT_BITS:].any() | c.n[COUNT_BITS:].any(), Error.ILLEGAL_OPERAND, c.n),
             (too_wide, Error.ILLEGAL_OPERAND, c.n),
             (c.k[PASS_BITS:].any(), Error.ILLEGAL_OPERAND, c.k),
             (flags.last & c.out[:lane_mask].any(), Error.ALIGNMENT, c.out),
             (flags.last & flags.max & c.max_out[:lane_mask].any(), Error.ALIGNMENT, c.max_out),
         )
-        found = Signal(len(faults))
+        found = Signal(len(faults), reset_less=True)
         bad = found[0] | (runs & found[1:].any())
         m.d.comb += fp_operands.eq((flags.stream_fmt != INT8) + (flags.stat_fmt != INT8))
         saved = FRACTION_BITS[INT8] - FRACTION_BITS[FP6]
         m.d.sync += [
             found.eq(Cat(fault for fault, _, _ in faults)),
             runs.eq(~nothing),
+            more.eq(n + 1),
             chunks.eq(
                 Mux(
                     flags.transpose,
                     MX_BLOCK,
                     Mux(
                         flags.stream_fmt == FP4,
-                        (n + 1) >> 1,
-                        Mux(flags.stream_fmt == FP6, (n + (n << 1) + 3) >> 2, n),
+                        more >> 1,
+                        Mux(flags.stream_fmt == FP6, (more + (more << 1)) >> 2, n),
                     ),
                 )
             ),
             lo.eq(clamp_limit(c.lo)),
             hi.eq(clamp_limit(c.hi)),
+            above.eq(-lo),
+            over.eq(-hi),
             exp.eq(
                 Mux(
                     fp_operands == 0,
@@ -160,8 +174,8 @@ class MatmulFrontEnd(wiring.Component):
             "drain": {
                 "out": c.out,
                 "max_out": c.max_out,
-                "lo": lo,
-                "hi": hi,
+                "above": above,
+                "over": over,
                 "step": flags.step,
                 "mask": flags.mask,
                 "max": flags.max,
@@ -175,7 +189,7 @@ class MatmulFrontEnd(wiring.Component):
                 "sig_b": c.sig_b,
                 "sig_c": c.sig_c,
                 "runs": runs,
-                "emits": flags.last,
+                "emits": runs & flags.last,
             },
         }
         ports = {name: getattr(self, name) for name in self.parts}
@@ -183,7 +197,7 @@ class MatmulFrontEnd(wiring.Component):
         failed = self.error.valid
         m.d.comb += [
             good.eq(checked & ~bad & ~failed & room),
-            fail.eq(checked & bad & ~failed),
+            fail.eq(checked & bad),
             self.command.ready.eq(go),
         ]
         m.d.sync += [
@@ -195,9 +209,11 @@ class MatmulFrontEnd(wiring.Component):
             wanted = {"signals": 1, "walk_scale": runs & has_scale}.get(name, runs)
             m.d.comb += port.valid.eq(go & wanted)
             m.d.comb += [port.payload[field].eq(source) for field, source in commands[name].items()]
-        with m.If(fail):
-            m.d.sync += [self.error.valid.eq(1), self.error.pc.eq(c.pc)]
-            for k, (_, code, value) in reversed(list(enumerate(faults))):
+        with m.If(~failed):  # `fail` is late, nothing wide waits for it
+            _, code, value = faults[-1]
+            m.d.sync += [self.error.valid.eq(fail), self.error.pc.eq(c.pc)]
+            m.d.sync += [self.error.code.eq(code), self.error.value.eq(value)]
+            for k, (_, code, value) in reversed(list(enumerate(faults[:-1]))):
                 with m.If(found[k]):
                     m.d.sync += [self.error.code.eq(code), self.error.value.eq(value)]
         return m

@@ -5,11 +5,12 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from .config import TileConfig
-from .glue import Fifo, SkidBuffer
+from .glue import Fifo, raw
 from .isa import BY_OP, Error, Op
 from .ports import SEM_BITS, SramRead, SramWrite, unit_members
 from .queue import RegisterQueue
 from .semaphores import add_layout
+from .vector_queue import Slots
 
 __all__ = ["FLIT_BITS", "FLIT_BYTES", "Kind", "MAX_FLITS", "NocPort", "flit_layout", "head_layout"]
 
@@ -42,11 +43,18 @@ def request_layout(config: TileConfig) -> data.StructLayout:
     return data.StructLayout({"tile": 16, "src": flits, "dst": 32, "len": flits + 1, "sem": 8})
 
 
-def _beyond(config: TileConfig, start, length):
-    """start + length > sram_bytes."""
-    end = start + length
-    top = exact_log2(config.sram_bytes)
-    return end[top + 1 :].any() | (end[top] & end[:top].any())
+class _Range:
+    """Whether start + length > sram_bytes, for multiples of a flit: `found` is what registers hold of
+    `start` and `length`, `beyond` the answer from them."""
+
+    def __init__(self, m: Module, config: TileConfig, start, length):
+        size, top = exact_log2(FLIT_BYTES), exact_log2(config.sram_bytes)
+        end, far = Signal(top + 2 - size, reset_less=True), Signal(reset_less=True)
+        self.found = [
+            end.eq(start[size : top + 1] + length[size : top + 1]),
+            far.eq(start[top + 1 :].any() | length[top + 1 :].any()),
+        ]
+        self.beyond = far | end[-1] | (end[-2] & end[:-2].any())
 
 
 class Receiver(wiring.Component):
@@ -73,37 +81,53 @@ class Receiver(wiring.Component):
         config, size = self.config, exact_log2(FLIT_BYTES)
         lanes = config.word_bytes // FLIT_BYTES
         word = exact_log2(config.word_bytes)
-        m.submodules.buffer = buffer = SkidBuffer(flit_layout)
+        m.submodules.buffer = buffer = Slots(flit_layout)  # its wide registers do not wait for `space`
         wiring.connect(m, buffer.i, wiring.flipped(self.i))
-        flit, head = buffer.o.payload, Signal(head_layout)
+        flit, head = buffer.o.payload, Signal(head_layout, reset_less=True)
         # Both stay within the SRAM: checked before they are used.
-        addr, left = Signal(exact_log2(config.sram_bytes)), Signal(exact_log2(config.sram_bytes) - size + 1)
-        last = Signal()
+        addr = Signal(exact_log2(config.sram_bytes), reset_less=True)
+        left = Signal(exact_log2(config.sram_bytes) - size + 1, reset_less=True)
+        last, last_due = Signal(), Signal()  # the flit in hand is its packet's last; left is 1
         port = self.write.req
         space = ~port.valid | port.ready
+        payload = Signal.like(port.payload, reset_less=True)
+        m.d.comb += raw(port.payload).eq(raw(payload))
 
-        is_write = head.kind == Kind.WRITE
-        wrong = Signal()
-        sems = head.sem[exact_log2(config.semaphores):].any()
+        # The rules, looked at while the head is loaded.
+        arriving = data.View(head_layout, flit.data)
+        is_write = Signal(reset_less=True)
+        signals, uses_sram = Signal(reset_less=True), Signal(reset_less=True)  # has a signal; is no SIGNAL
+        area = _Range(m, config, arriving.addr, arriving.length)
+        faults, wrong = Signal(5, reset_less=True), Signal()
+        writes = arriving.kind == Kind.WRITE
+        rules = [
+            *area.found, is_write.eq(writes), uses_sram.eq(arriving.kind != Kind.SIGNAL),
+            signals.eq((arriving.sem != 0) & (arriving.count != 0)),
+            faults.eq(Cat(
+                arriving.dst != self.tile_id,
+                arriving.kind.as_value()[2:].any() | arriving.kind.as_value()[:2].all(),
+                arriving.sem[exact_log2(config.semaphores):].any() | (flit.last == writes),
+                (arriving.kind != Kind.SIGNAL) & (arriving.addr[:size].any() | arriving.length[:size].any()),
+                writes & ~arriving.length.any(),
+            )),
+        ]
         m.d.comb += [
-            wrong.eq((head.dst != self.tile_id) | (head.kind.as_value() > Kind.READ.value) | sems
-                     | (last == is_write)
-                     | ((head.kind != Kind.SIGNAL)
-                        & (head.addr[:size].any() | head.length[:size].any()
-                           | _beyond(config, head.addr, head.length)))
-                     | (is_write & ~head.length.any())),
+            wrong.eq(faults.any() | (uses_sram & area.beyond)),
             self.add.payload.sem.eq(head.sem), self.add.payload.count.eq(head.count),
             self.read.payload.tile.eq(head.reply_tile), self.read.payload.src.eq(head.addr[size:]),
             self.read.payload.dst.eq(head.reply_addr), self.read.payload.len.eq(head.length[size:]),
             self.read.payload.sem.eq(head.reply_sem),
-            self.bad_value.eq(Mux(head.kind == Kind.SIGNAL, head.sem, head.addr)),
+            self.bad_value.eq(Mux(uses_sram, head.addr, head.sem)),
         ]
-        with m.If(port.ready):
-            m.d.sync += port.valid.eq(0)
+        lane = addr[size:word] if lanes > 1 else Const(0, 1)
+        with m.If(space):  # whether a flit goes there or not
+            m.d.sync += [port.valid.eq(0), payload.addr.eq(addr[word:]),
+                         payload.data.eq(flit.data.replicate(lanes)),
+                         payload.strb.eq(Cat((lane == k).replicate(FLIT_BYTES) for k in range(lanes)))]
         with m.FSM():
             with m.State("HEAD"):
                 m.d.comb += buffer.o.ready.eq(1)
-                m.d.sync += [head.eq(flit.data), last.eq(flit.last)]
+                m.d.sync += [head.eq(flit.data), last.eq(flit.last), *rules]
                 with m.If(buffer.o.valid):
                     with m.If(flit.head):
                         m.next = "CHECK"
@@ -116,7 +140,8 @@ class Receiver(wiring.Component):
                 with m.Else():
                     m.next = "DROP"
             with m.State("CHECK"):
-                m.d.sync += [addr.eq(head.addr), left.eq(head.length[size:])]
+                m.d.sync += [addr.eq(head.addr), left.eq(head.length[size:]),
+                             last_due.eq(head.length[size:] == 1)]
                 with m.If(wrong):
                     m.next = "STRAY"
                 with m.Elif(is_write):
@@ -127,27 +152,23 @@ class Receiver(wiring.Component):
                 m.d.comb += buffer.o.ready.eq(space)
                 m.d.sync += last.eq(flit.last)
                 with m.If(buffer.o.valid & space):
-                    with m.If(flit.head | (flit.last != (left == 1))):
+                    m.d.sync += [addr.eq(addr + FLIT_BYTES), left.eq(left - 1), last_due.eq(left == 2)]
+                    with m.If(flit.head | (flit.last != last_due)):
                         m.next = "STRAY"
                     with m.Else():
-                        m.d.sync += [port.valid.eq(1), port.payload.addr.eq(addr[word:]),
-                                     port.payload.data.eq(flit.data.replicate(lanes)),
-                                     addr.eq(addr + FLIT_BYTES), left.eq(left - 1)]
-                        lane = addr[size:word] if lanes > 1 else Const(0, 1)
-                        m.d.sync += port.payload.strb.eq(Cat((lane == k).replicate(FLIT_BYTES)
-                                                             for k in range(lanes)))
+                        m.d.sync += port.valid.eq(1)
                         with m.If(flit.last):
                             m.next = "HEAD"
-                            with m.If((head.sem != 0) & (head.count != 0)):
+                            with m.If(signals):
                                 m.next = "VISIBLE"
             with m.State("VISIBLE"):  # signals and reads come after all data before them
                 with m.If(~port.valid & ~self.write.busy):
                     m.next = "SIGNAL"
-                    with m.If(head.kind == Kind.READ):
+                    with m.If(uses_sram & ~is_write):
                         m.next = "READ"
             with m.State("SIGNAL"):
-                m.d.comb += self.add.valid.eq((head.sem != 0) & (head.count != 0))
-                with m.If(self.add.ready | (head.sem == 0) | (head.count == 0)):
+                m.d.comb += self.add.valid.eq(signals)
+                with m.If(self.add.ready | ~signals):
                     m.next = "HEAD"
             with m.State("READ"):
                 m.d.comb += self.read.valid.eq(1)
@@ -183,28 +204,34 @@ class Sender(wiring.Component):
         m.submodules.fifo = fifo = Fifo(8 * FLIT_BYTES, BUFFER)
         # The far end has a buffer of its own: no other cuts the way of `ready`.
         flit, send, space = Signal(flit_layout), Signal(), Signal()
-        m.d.comb += space.eq(~self.o.valid | self.o.ready)
-        with m.If(space):
-            m.d.sync += self.o.valid.eq(send)
-            with m.If(send):
-                m.d.sync += self.o.payload.eq(flit)
-        # The request; it has no data; it has no signal; the packet under way is its last.
-        now, empty, silent, ends = Signal(request_layout(config)), Signal(), Signal(), Signal()
+        held = Signal(flit_layout, reset_less=True)
+        m.d.comb += [space.eq(~self.o.valid | self.o.ready), raw(self.o.payload).eq(raw(held))]
+        with m.If(space):  # whether there is a flit or not
+            m.d.sync += [self.o.valid.eq(send), held.eq(flit)]
+        # The request; it has no data; it has no signal.
+        now, empty, silent = Signal(request_layout(config), reset_less=True), Signal(), Signal()
         flits = len(now.len)
-        left, in_packet = Signal(flits), Signal(range(MAX_FLITS + 1))
+        # Flits that no packet has yet; they fit into one. Flits due of the packet under way; 1 is; it is the
+        # request's last packet.
+        left, final = Signal(flits, reset_less=True), Signal()
+        in_packet, last, ends = Signal(range(MAX_FLITS + 1), reset_less=True), Signal(), Signal()
 
-        # Reads run ahead of the packets as far as the buffer has room.
-        fetch, fetch_left = Signal(len(now.src)), Signal(flits)
+        # Reads run ahead of the packets as far as the buffer has room. What leaves it counts a cycle later.
+        fetch, fetch_left = Signal(len(now.src), reset_less=True), Signal(flits, reset_less=True)
         credit = Signal(range(BUFFER + 1), init=BUFFER)
+        fetching, has_credit = Signal(), Signal(init=1)  # fetch_left and credit are not 0
         request = self.read.req
-        issue, pop = Signal(), Signal()
+        issue, pop, popped = Signal(), Signal(), Signal()
         m.d.comb += [
-            request.valid.eq((fetch_left != 0) & (credit != 0)), request.payload.eq(fetch[word - size:]),
+            request.valid.eq(fetching & has_credit), request.payload.eq(fetch[word - size:]),
             issue.eq(request.valid & request.ready), pop.eq(fifo.o.valid & fifo.o.ready),
         ]
-        m.d.sync += credit.eq(credit - issue + pop)
+        m.d.sync += [
+            popped.eq(pop), credit.eq(credit - issue + popped),
+            has_credit.eq(popped | Mux(issue, credit != 1, credit != 0)),
+        ]
         with m.If(issue):
-            m.d.sync += [fetch.eq(fetch + 1), fetch_left.eq(fetch_left - 1)]
+            m.d.sync += [fetch.eq(fetch + 1), fetch_left.eq(fetch_left - 1), fetching.eq(fetch_left != 1)]
         lane = Signal(max(word - size, 1))
         m.d.comb += [fifo.i.valid.eq(self.read.valid),
                      fifo.i.payload.eq(self.read.data.word_select(lane, 8 * FLIT_BYTES) if lanes > 1
@@ -214,10 +241,14 @@ class Sender(wiring.Component):
 
         head = Signal(head_layout)
         packet = Signal(range(MAX_FLITS + 1))
-        final = Signal()
         packets = left[exact_log2(MAX_FLITS):]
+
+        def fits(length, packets=0):
+            """What is left of `length` after so many packets goes into one."""
+            whole = length[exact_log2(MAX_FLITS):]
+            return (whole == packets) | ((whole == packets + 1) & ~length[:exact_log2(MAX_FLITS)].any())
+
         m.d.comb += [
-            final.eq((packets == 0) | ((packets == 1) & ~left[:exact_log2(MAX_FLITS)].any())),
             packet.eq(Mux(final, left, MAX_FLITS)),
             head.dst.eq(now.tile), head.src.eq(self.tile_id), head.addr.eq(now.dst),
             head.length.eq(packet << size),
@@ -228,15 +259,15 @@ class Sender(wiring.Component):
             with m.State("IDLE"):
                 m.d.comb += self.i.ready.eq(1)
                 m.d.sync += [now.eq(self.i.payload), left.eq(self.i.payload.len),
-                             empty.eq(self.i.payload.len == 0), silent.eq(self.i.payload.sem == 0)]
+                             final.eq(fits(self.i.payload.len)), empty.eq(self.i.payload.len == 0),
+                             silent.eq(self.i.payload.sem == 0), fetch.eq(self.i.payload.src),
+                             fetch_left.eq(self.i.payload.len), lane.eq(self.i.payload.src)]
                 with m.If(self.i.valid):
-                    m.d.sync += [fetch.eq(self.i.payload.src),
-                                 fetch_left.eq(self.i.payload.len),
-                                 lane.eq(self.i.payload.src)]
+                    m.d.sync += fetching.eq(self.i.payload.len != 0)
                     m.next = "HEAD"
             with m.State("HEAD"):
                 with m.If(self.cut):
-                    m.d.sync += fetch_left.eq(0)
+                    m.d.sync += fetching.eq(0)
                     m.next = "FLUSH"
                 with m.Elif(empty & silent):
                     m.d.comb += self.done.eq(1)
@@ -245,10 +276,9 @@ class Sender(wiring.Component):
                     m.d.comb += [send.eq(1), flit.head.eq(1), flit.last.eq(empty),
                                  flit.data.eq(head)]
                     with m.If(space):
-                        m.d.sync += [in_packet.eq(packet), ends.eq(final), packets.eq(packets - 1),
+                        m.d.sync += [in_packet.eq(packet), last.eq(packet == 1), ends.eq(final),
+                                     packets.eq(packets - 1), final.eq(fits(left, 1)),
                                      now.dst.eq(now.dst + MAX_FLITS * FLIT_BYTES)]
-                        with m.If(final):
-                            m.d.sync += left.eq(0)
                         m.next = "DATA"
                         with m.If(empty):
                             m.d.comb += self.done.eq(1)
@@ -256,10 +286,10 @@ class Sender(wiring.Component):
             with m.State("DATA"):
                 m.d.comb += [send.eq(fifo.o.valid), fifo.o.ready.eq(space),
                              flit.data.eq(fifo.o.payload),
-                             flit.last.eq(in_packet == 1)]
+                             flit.last.eq(last)]
                 with m.If(pop):
-                    m.d.sync += in_packet.eq(in_packet - 1)
-                    with m.If(in_packet == 1):
+                    m.d.sync += [in_packet.eq(in_packet - 1), last.eq(in_packet == 2)]
+                    with m.If(last):
                         m.next = "HEAD"
                         with m.If(ends):
                             m.d.comb += self.done.eq(1)
@@ -320,22 +350,26 @@ class NocPort(wiring.Component):
 
         # SEND: check, hand to the sender (between the requests of others), signal.
         command = self.command.payload
-        held = Signal.like(command)
+        held = Signal.like(command, reset_less=True)
+        area, faults = _Range(m, config, command.src, command.len), Signal(5, reset_less=True)
         code, value = Signal(4), Signal(32)
         asking, sending = Signal(), Signal()
         signals = [held.sig_a, held.sig_b, held.sig_c]
         step = Signal(range(3))
         number = Signal(SEM_BITS)
         m.d.comb += [code.eq(Error.NONE), value.eq(held.src)]
-        with m.If(_beyond(config, held.src, held.len)):  # later assignments go first
+        with m.If(area.beyond):  # later assignments go first
             m.d.comb += code.eq(Error.SRAM_RANGE)
-        with m.If(held.tile[16:].any()):
-            m.d.comb += [code.eq(Error.ILLEGAL_OPERAND), value.eq(held.tile)]
-        with m.If(held.sem[exact_log2(config.semaphores):].any()):
-            m.d.comb += [code.eq(Error.ILLEGAL_OPERAND), value.eq(held.sem)]
-        for name in ("len", "dst", "src"):
-            with m.If(held[name][:exact_log2(FLIT_BYTES)].any()):
-                m.d.comb += [code.eq(Error.ALIGNMENT), value.eq(held[name])]
+        checks = [  # while the command is loaded
+            (command.tile[16:].any(), Error.ILLEGAL_OPERAND, held.tile),
+            (command.sem[exact_log2(config.semaphores):].any(), Error.ILLEGAL_OPERAND, held.sem),
+            *((command[name][:exact_log2(FLIT_BYTES)].any(), Error.ALIGNMENT, held[name])
+              for name in ("len", "dst", "src")),
+        ]
+        for k, (_, error, operand) in enumerate(checks):
+            with m.If(faults[k]):
+                m.d.comb += [code.eq(error), value.eq(operand)]
+        fine = ~faults.any() & ~area.beyond
 
         own, flit_size = Signal(request_layout(config)), exact_log2(FLIT_BYTES)
         m.d.comb += [own.tile.eq(held.tile), own.src.eq(held.src[flit_size:]), own.dst.eq(held.dst),
@@ -349,15 +383,15 @@ class NocPort(wiring.Component):
         with m.FSM() as fsm:
             with m.State("IDLE"):
                 m.d.comb += self.command.ready.eq(~self.stop & ~self.error.valid)
-                m.d.sync += step.eq(0)
+                m.d.sync += [step.eq(0), held.eq(command), *area.found,
+                             faults.eq(Cat(fault for fault, _, _ in checks))]
                 with m.If(self.command.valid & self.command.ready):
-                    m.d.sync += held.eq(command)
                     m.next = "CHECK"
             with m.State("CHECK"):
                 with m.If(~self.error.valid):
-                    m.d.sync += [self.error.valid.eq(code != Error.NONE), self.error.code.eq(code),
+                    m.d.sync += [self.error.valid.eq(~fine), self.error.code.eq(code),
                                  self.error.pc.eq(held.pc), self.error.value.eq(value)]
-                with m.If(code == Error.NONE):
+                with m.If(fine):
                     m.next = "ASK"
                 with m.Else():
                     m.next = "IDLE"

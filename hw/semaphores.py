@@ -4,7 +4,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import TileConfig
-from .glue import RoundRobin, onehot_mux
+from .glue import RoundRobin, onehot_mux, raw
 from .isa import THREADS
 from .memory import DualPortRam
 from .ports import SEM_BITS
@@ -20,7 +20,7 @@ class Semaphores(wiring.Component):
 
     Members
         signal: one stream of semaphore numbers per unit, each item adds 1 (number 0 is never sent).
-        add: two streams (sequencer, NoC) of {sem, count}.
+        add: two streams (sequencer, NoC) of {sem, count}. Here as in `signal`, `ready` is a register.
         wait: one stream of {sem, count} per thread; it is taken when the counter is at least `count`, which
         it then loses.
         error, error_sem: high from the cycle after an addition went over 65535; the counter then keeps its
@@ -47,45 +47,62 @@ class Semaphores(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        sources = [*((s, s.payload, Const(1, COUNT_BITS)) for s in self.signal),
-                   *((s, s.payload.sem, s.payload.count) for s in self.add)]
-        m.submodules.turns = turns = RoundRobin(len(sources))
+        streams = [*self.signal, *self.add]
+        m.submodules.turns = turns = RoundRobin(len(streams))
         # The counters are a memory; one that was not written since `clear` is 0.
         m.submodules.counters = counters = DualPortRam(width=COUNT_BITS, depth=self.config.semaphores)
         written = Signal(self.config.semaphores)
 
-        # The operation: accepted when `busy` is low, its counter read in the next cycle, written in the one
+        # Additions: `held` is what its stream offered in the cycle before, or, while `full`, what was not
+        # served then. So `ready` is a register, and the units need not wait for the arbiter.
+        offered, taken, full = Signal(len(streams)), Signal(len(streams)), Signal(len(streams))
+        m.d.comb += [offered.eq(Cat(s.valid for s in streams) | full), turns.requests.eq(offered)]
+        m.d.sync += full.eq(offered & ~taken)
+        additions = []
+        for k, source in enumerate(streams):
+            held = Signal(source.payload.shape(), name=f"held_{k}", reset_less=True)
+            m.d.comb += source.ready.eq(~full[k])
+            with m.If(~full[k]):
+                m.d.sync += raw(held).eq(raw(source.payload))
+            additions.append(held if k >= len(self.signal) else Cat(held, Const(1, COUNT_BITS)))
+
+        # The operation: chosen when `busy` is low, its counter read in the next cycle, written in the one
         # after.
-        op = Signal(add_layout)
-        waiter, minus = Signal(len(THREADS)), Signal()  # one-hot, and whether any; 0: an addition
+        waiter, adder = Signal(len(THREADS)), Signal(len(streams))  # one-hot: whose operation it is
+        asked, op = Signal(add_layout), Signal(add_layout)  # asked: by a wait, else 0
+        minus = Signal()  # a wait's, not an addition
         busy, write = Signal(), Signal()
-        known = Signal()
+        known = Signal(2)  # one for each half of the counters: the rest of the choice is the next cycle's
         tried = Signal(len(THREADS))
         first = Signal(len(THREADS))
         # never twice in a row: its result is not out yet
         todo = Cat(w.valid for w in self.wait) & ~tried & ~waiter
         free = ~busy | write
         m.d.comb += [
-            first.eq(todo & ~(todo - 1)[:len(THREADS)]),
-            turns.requests.eq(Cat(s.valid for s, _, _ in sources)),
-            turns.advance.eq(free & ~first.any()),
+            first.eq(Cat(todo[t] & ~todo[:t].any() for t in range(len(THREADS)))),
+            turns.advance.eq(free & ~todo.any()),
+            taken.eq(turns.grant & turns.advance.replicate(len(streams))),
         ]
-        for k, (source, _, _) in enumerate(sources):
-            m.d.comb += source.ready.eq(turns.grant[k] & free & ~first.any())
         with m.If(free):
             m.d.sync += [
-                waiter.eq(first), minus.eq(first.any()), busy.eq(first.any() | turns.requests.any()),
-                op.eq(Mux(first.any(), onehot_mux(first, [w.payload for w in self.wait]),
-                          onehot_mux(turns.grant, [Cat(sem, count) for _, sem, count in sources]))),
+                waiter.eq(first), minus.eq(todo.any()), adder.eq(taken), busy.eq(todo.any() | offered.any()),
+                raw(asked).eq(onehot_mux(first, [w.payload for w in self.wait])),
             ]
-        m.d.comb += [counters.raddr.eq(op.sem), counters.ren.eq(~write)]
-        m.d.sync += [write.eq(busy & ~write), known.eq(written.bit_select(op.sem[:len(counters.raddr)], 1))]
+        number = raw(asked) | onehot_mux(adder, additions)
+        with m.If(~write):  # the cycle of the read
+            m.d.sync += op.eq(number)
+        sem, half = number[:len(counters.raddr)], len(written) // 2
+        m.d.comb += [counters.raddr.eq(sem), counters.ren.eq(~write)]
+        m.d.sync += [
+            write.eq(busy & ~write),
+            known.eq(Cat(part.bit_select(sem[:-1], 1) for part in (written[:half], written[half:]))),
+        ]
 
         # One adder; what goes over 65535 or below 0 has the carry or lacks it.
         value, total = Signal(COUNT_BITS), Signal(COUNT_BITS + 1)
         done, over = Signal(), Signal()
         m.d.comb += [
-            value.eq(counters.rdata & known.replicate(COUNT_BITS)),
+            value.eq(counters.rdata & Mux(op.sem[len(sem) - 1], known[1], known[0]).replicate(COUNT_BITS)),
             total.eq(value + (op.count ^ minus.replicate(COUNT_BITS)) + minus),
             over.eq(total[-1] ^ minus), done.eq(write & ~over),
             counters.wstrb.eq(done), counters.waddr.eq(op.sem), counters.wdata.eq(total),
@@ -102,7 +119,7 @@ class Semaphores(wiring.Component):
                 m.d.sync += tried[t].eq(over)
             with m.Elif(write & ~minus & (wait.payload.sem == op.sem)):
                 m.d.sync += tried[t].eq(0)
-        m.d.comb += self.idle.eq(~busy & ~turns.requests.any() & ~todo.any())
+        m.d.comb += self.idle.eq(~busy & ~offered.any() & ~todo.any())
         with m.If(self.clear):
-            m.d.sync += [busy.eq(0), write.eq(0), tried.eq(0), self.error.eq(0)]
+            m.d.sync += [busy.eq(0), write.eq(0), full.eq(0), tried.eq(0), self.error.eq(0)]
         return m

@@ -50,31 +50,32 @@ class StationaryLoader(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         columns, element = self.config.columns, self.i.payload
-        command, active, finish = Signal(loader_layout), Signal(), Signal()
-        which, row, blocks = Signal(PASS_BITS), Signal(6), Signal()  # number of the pass, from 1
+        command, active, finish = Signal(loader_layout, reset_less=True), Signal(), Signal()
+        new = self.command.payload
+        left, row, blocks = Signal(PASS_BITS, reset_less=True), Signal(6), Signal()  # sets left
         present = Signal(init=1)  # row < command.rows
+        last_row, last_set = Signal(), Signal()  # of the scales or of the blocks; 1 left
         take, take_scale, take_block = Signal(), Signal(), Signal()
-        last_row = Mux(blocks, row == columns - 1, row + 1 == command.rows)
         m.d.comb += [
             take_scale.eq(active & ~blocks & self.i.valid),
             take_block.eq(active & blocks & ~self.full & (self.i.valid | ~present)),
             take.eq(take_scale | take_block),
             self.i.ready.eq(active & present & (~blocks | ~self.full)),
-            finish.eq(take_block & last_row & (which == command.k)),
+            finish.eq(take_block & last_row & last_set),
             self.command.ready.eq(~active | finish),
         ]
         with m.If(take):
             m.d.sync += [row.eq(Mux(last_row, 0, row + 1)), present.eq(last_row | (row + 1 < command.rows))]
             with m.If(last_row):
-                m.d.sync += blocks.eq(~blocks)
+                m.d.sync += [blocks.eq(~blocks), last_row.eq(blocks & (command.rows == 1))]
+            with m.Else():
+                m.d.sync += last_row.eq(Mux(blocks, row == columns - 2, row + 2 == command.rows))
         with m.If(take_block & last_row):
-            m.d.sync += [self.full.eq(1), which.eq(which + 1)]
-        with m.If(self.swap):
-            m.d.sync += self.full.eq(0)
-        with m.If(self.command.ready):
-            m.d.sync += active.eq(self.command.valid)
-            with m.If(self.command.valid):
-                m.d.sync += [command.eq(self.command.payload), which.eq(1)]
+            m.d.sync += [left.eq(left - 1), last_set.eq(left == 2)]
+        m.d.sync += self.full.eq((take_block & last_row) | (self.full & ~self.swap))
+        with m.If(self.command.ready):  # whether a command is there or not
+            m.d.sync += [active.eq(self.command.valid), command.eq(new), left.eq(new.k),
+                         last_set.eq(new.k == 1), last_row.eq(new.rows == 1)]
 
         # Scale bytes gather in `scales`; the set is stored when its first block arrives. All of it a cycle
         # later: the byte select takes time.

@@ -84,14 +84,15 @@ class Drain(wiring.Component):
         m.submodules.words = words = Fifo(32 * config.columns, self.depth)
         m.d.comb += [words.i.valid.eq(self.valid), words.i.payload.eq(self.i)]
         pop = Signal()
-        # `pop` and `reserve` come late and are counted a cycle after: the last two places are not promised.
-        credits = Signal(range(self.depth + 1), init=self.depth)
-        popped, reserved = Signal(), Signal()
+        # `pop` comes late and counts a cycle after; the place of the FIFO's output register makes up for it.
+        credits = Signal(range(self.depth + 2), init=self.depth + 1)
+        popped = Signal()
         m.d.sync += [
             popped.eq(pop),
-            reserved.eq(self.reserve),
-            credits.eq(credits + popped - reserved),
-            self.credit.eq(credits > 2),
+            credits.eq(credits + popped - self.reserve),
+            # not 0 after this cycle; `reserve` comes late
+            self.credit.eq(Mux(popped, ~self.reserve | (credits != 0),
+                               Mux(self.reserve, credits != 1, credits != 0))),
         ]
 
         def reach(j, r):

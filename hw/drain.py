@@ -192,7 +192,8 @@ class Drain(wiring.Component):
                 max_beyond.eq(new.max_out[sram:].any()),
             ]
 
-        reset_only = active & ~command.emit & finish & command.max_first
+        reset_only = Signal()  # a cycle late: no word is compared so soon
+        m.d.sync += reset_only.eq(active & ~command.emit & ~full & command.max_first)
         for r, best in enumerate(maxima):
             value = word[32 * r : 32 * r + 32]
             with m.If(reset_only):

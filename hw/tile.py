@@ -358,9 +358,9 @@ class Tile(wiring.Component):
             with m.If(begun & working):
                 m.d.sync += csr.unit_cycles.eq(cycles)
 
-        m.d.sync += watchdog.progress.eq(reduce(or_, (
-            sequencer.progress, units[LOAD].count_read_beat, units[STORE].count_write_beat,
-            units[MATMUL].count_block,
-            units[VECTOR].count_elements, units[SEND].count_in, units[SEND].count_out,
-            *(u.signal.valid for u in units.values()),
-            units[LOAD].program.valid)))
+        events = [sequencer.progress, units[LOAD].count_read_beat, units[STORE].count_write_beat,
+                  units[MATMUL].count_block, units[VECTOR].count_elements, units[SEND].count_in,
+                  units[SEND].count_out, *(u.signal.valid for u in units.values()),
+                  units[LOAD].program.valid]
+        seen = Signal(len(events))  # they come from all over the tile
+        m.d.sync += [seen.eq(Cat(events)), watchdog.progress.eq(seen.any())]

@@ -1,4 +1,4 @@
-"""Two-entry buffers of the vector unit whose wide registers load without waiting for anything that comes
+"""Two-entry buffers whose wide registers load without waiting for anything that comes
 late."""
 
 from amaranth import Module, Mux, Signal

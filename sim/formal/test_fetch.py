@@ -119,7 +119,7 @@ def test_proof(sparse):
 @pytest.mark.parametrize("old, new", [
     ("fresh.eq(i.payload.last)", "fresh.eq(0)"),
     ("fresh | (next_word != word)", "1"),
-    ("credits + taken - send", "credits + taken"),
+    ("credits + freed - send", "credits + freed"),
     ("init=most)", "init=most - 2)"),
     ("~self.error & (~valid", "(~valid"),
     ("valid.eq(i.valid & in_range)", "valid.eq(i.valid)"),

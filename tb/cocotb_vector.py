@@ -58,7 +58,7 @@ async def test_random(dut, seed, stall):
     early, late = [s[0] for s in sigs], [x for s in sigs for x in s[1:] if x]
     await bench.until(lambda: len(signals.items) >= len(early + late), "signals", 60_000)
     await bench.until(lambda: not int(dut.vector_busy.value), "busy", 100)
-    assert not int(dut.vector_error.value)
+    assert not int(dut.vector_error.value) & 1  # valid
     assert [s for s in signals.items if s < 32] == early and [s for s in signals.items if s >= 32] == late
     for operands, present in program:
         f = unpack(VECTOR_FLAGS, operands["flags"]) | unpack(VECTOR_FLAGS2, operands["flags2"])

@@ -59,15 +59,15 @@ ULX3S = BoardSpec(
     # Two banks of 512 words fill their block RAMs; the decode program of a Llama has less than 2048 words.
     config=TileConfig(
         name="ulx3s", columns=2, psum_depth=64, sram_banks=2, sram_bytes=32 * 1024, axi_data_bits=64,
-        axi_outstanding=4, axi_burst_beats=16, imem_words=2048, semaphores=32, clock_mhz=25.0,
+        axi_outstanding=4, axi_burst_beats=16, imem_words=2048, semaphores=32, clock_mhz=50.0,
     ),
     part="LFE5U-85F", package="CABGA381", speed="6", family="ecp5",
-    oscillator_mhz=25.0, constraints="ulx3s.lpf", memory_bytes=292 * 1024, baud=1_000_000,
+    oscillator_mhz=25.0, constraints="ulx3s.lpf", memory_bytes=292 * 1024, baud=2_000_000,
     ties=(("wifi_gpio0", 1),),
     model="stories260K.bin --config ulx3s --weights mxfp4 --context 64",
 )
 ARTY = BoardSpec(
-    config=ULX3S.config.replace(name="arty", clock_mhz=50.0),
+    config=ULX3S.config.replace(name="arty"),
     part="xc7a100tcsg324-1", package="csg324", speed="1", family="xc7",
     oscillator_mhz=100.0, constraints="arty.xdc", memory_bytes=448 * 1024, baud=2_000_000,
     model="models/serrano-llama --config arty --weights mxfp4 --context 32",

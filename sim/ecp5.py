@@ -175,10 +175,14 @@ def absorb_registers(netlist: dict) -> None:
 def unit_resets(netlist: dict) -> None:
     """Registers without a reset get the one of their unit, in place: of the resets that at least SHARED
     registers have, the one of the nearest module around them. Like any reset it gives them their initial
-    value, on which nothing depends, and registers with different resets could not share a tile."""
+    value, on which nothing depends, and registers with different resets could not share a tile. What a
+    register drives that is reset by such a net itself is no reset of a unit, but part of its work."""
     for module in netlist["modules"].values():
         registers = {name: cell for name, cell in module["cells"].items() if cell["type"] == "TRELLIS_FF"}
         sizes = Counter(_net(cell, "LSR", "0") for cell in registers.values())
+        for cell in registers.values():
+            if _net(cell, "LSR", "0") != "0" and sizes[_net(cell, "LSR", "0")] >= SHARED:
+                sizes[_net(cell, "Q", "0")] = 0
         resets: dict[str, Counter] = defaultdict(Counter)
         for name, cell in registers.items():
             net = _net(cell, "LSR", "0")

@@ -220,11 +220,14 @@ def test_registers_that_stay(case, stay):
 
 
 def test_unit_resets():
-    """Units a and b have resets 5 and 6; c.d has none, c has 5; 7 is a reset of few, which is nobody's."""
-    cells = {f"top.{unit}.r{k}": register(DI=8, Q=100 * k + net, CLK=2, LSR=net)
+    """Units a and b have resets 5 and 6; c.d has none, c has 5; 7 is a reset of few, which is nobody's; 4
+    clears most of c, but a register that is reset drives it."""
+    cells = {f"top.{unit}.r{k}": register(DI=8, Q=100 * k + 100 + net, CLK=2, LSR=net)
              for unit, net in (("a", 5), ("b", 6), ("c", 5)) for k in range(SHARED)}
     cells |= {f"top.{unit}.x": register(DI=8, Q=9, CLK=2, LSR="0") for unit in ("a", "b", "c.d", "e")}
     cells["top.b.few"] = register(DI=8, Q=9, CLK=2, LSR=7)
+    cells["top.c.taken"] = register(DI=8, Q=4, CLK=2, LSR=5)
+    cells |= {f"top.c.s{k}": register(DI=8, Q=10_000_000 + k, CLK=2, LSR=4) for k in range(2 * SHARED)}
     unit_resets({"modules": {"top": {"cells": cells}}})
     found = {name: cells[name]["connections"]["LSR"][0] for name in cells if name[-1] in "xw"}
     assert found == {"top.a.x": 5, "top.b.x": 6, "top.c.d.x": 5, "top.e.x": 5, "top.b.few": 7}

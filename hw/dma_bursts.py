@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from .config import TileConfig
-from .glue import Fifo, onehot_mux, raw
+from .glue import Fifo, exceeds, lowest, onehot_mux, raw
 from .isa import Instruction
 from .ports import PC_BITS, SEM_BITS, command_layout
 
@@ -250,15 +250,10 @@ class Bursts(wiring.Component):
             *(self.ticket.payload[f"sig_{s}"].eq(cmd[f"sig_{s}"]) for s in "abc"),
         ]
         start, size, small = Signal(32), Signal(32), Signal()
-
-        def above(bits):
-            """Whether `size` is more than 2^bits."""
-            return size[bits + 1 :].any() | (size[bits] & size[:bits].any())
-
         m.d.comb += [
             start.eq(Mux(use_boot, Cat(Const(0, 2), self.boot.payload.src[2:]), far)),
             size.eq(Mux(use_boot, self.boot.payload.words << 2, cmd.len)),
-            small.eq(~above(low)),
+            small.eq(~exceeds(size, low)),
         ]
 
         # Next burst, run, instruction. The run after `final` is the first one of the next command, whether
@@ -313,7 +308,7 @@ class Bursts(wiring.Component):
                 pc.eq(Mux(use_boot, 0, cmd.pc)),
                 null.eq(~size.any() | (~use_boot & (~cmd.n1.any() | ~cmd.n2.any()))),
                 length.eq(size - 1),
-                too_long.eq(above(top_near)),
+                too_long.eq(exceeds(size, top_near)),
                 one_burst.eq(small),
                 n1.eq(cmd.n1),
                 n1_is_1.eq(use_boot | (cmd.n1 == 1)),
@@ -404,8 +399,8 @@ class Signals(wiring.Component):
             self.busy.eq(pending | fifo.level.any() | self.signal.valid),
         ]
         # The lowest number is taken; `only`: none is left after it.
-        lowest = Cat(todo[k] & ~todo[:k].any() for k in range(self.count))
-        only = ~(todo & ~lowest).any()
+        now = lowest(todo)
+        only = ~(todo & ~now).any()
         space = ~self.signal.valid | self.signal.ready
         work, pop = Signal(), Signal()
         m.d.comb += [
@@ -416,10 +411,10 @@ class Signals(wiring.Component):
         with m.If(space):
             m.d.sync += [
                 self.signal.valid.eq(work & todo.any()),
-                self.signal.payload.eq(onehot_mux(lowest, [fifo.o.payload[k] for k in range(self.count)])),
+                self.signal.payload.eq(onehot_mux(now, [fifo.o.payload[k] for k in range(self.count)])),
             ]
         with m.If(work):
-            m.d.sync += sent.eq(Mux(only, 0, sent | lowest))
+            m.d.sync += sent.eq(Mux(only, 0, sent | now))
         # One adder: `complete` - `pop`, -1 to 2, in bits.
         low, high = self.complete[0], self.complete[1]
         step = Cat(low ^ pop, high ^ (pop & ~low), pop & ~low & ~high)

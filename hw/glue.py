@@ -14,12 +14,25 @@ from amaranth.utils import ceil_log2
 
 from .memory import DualPortRam
 
-__all__ = ["Fifo", "RoundRobin", "SkidBuffer", "StreamArbiter", "encode", "mux", "onehot_mux", "raw"]
+__all__ = [
+    "Fifo", "RoundRobin", "SkidBuffer", "StreamArbiter", "encode", "exceeds", "lowest", "mux", "onehot_mux",
+    "raw",
+]
 
 
 def raw(view):
     """The bits of a payload, whatever its layout."""
     return view.as_value() if isinstance(view, data.View) else view
+
+
+def lowest(bits):
+    """The lowest bit that is set, alone (0 without one), without a carry chain: for a few bits."""
+    return Cat(bits[k] & ~bits[:k].any() for k in range(len(bits)))
+
+
+def exceeds(value, bits):
+    """value > 2^bits, without a carry chain."""
+    return value[bits + 1:].any() | (value[bits] & value[:bits].any())
 
 
 def onehot_mux(select, values):

@@ -20,7 +20,7 @@ from .config import MX_BLOCK, TileConfig
 from .drain import Drain
 from .edge import COUNT_BITS, PASS_BITS, StreamEdge
 from .fetch import Fetcher
-from .glue import Fifo, onehot_mux
+from .glue import Fifo, lowest, onehot_mux
 from .isa import BY_OP, Error, Op
 from .matmul_front import MatmulFrontEnd, issue_layout
 from .ports import PC_BITS, SramRead, SramWrite, unit_members
@@ -164,9 +164,8 @@ class Matmul(wiring.Component):
         m.d.comb += self.busy.eq(
             self.command.valid | m.submodules.signals_commands.level.any() | self.signal.valid
         )
-        raised = Cat(valid for valid, *_ in errors)
         first = Signal(len(errors))  # one-hot; what raises an error stops and holds its values
-        m.d.sync += first.eq(Cat(raised[k] & ~raised[:k].any() for k in range(len(errors))))
+        m.d.sync += first.eq(lowest(Cat(valid for valid, *_ in errors)))
         with m.If(~self.error.valid):
             m.d.sync += [
                 self.error.valid.eq(first.any()),

@@ -8,6 +8,7 @@ from amaranth.utils import ceil_log2, exact_log2
 from .config import MX_BLOCK, TileConfig
 from .drain import LIMIT_BITS, clamp_limit, drain_layout
 from .edge import COUNT_BITS, FP4, FP6, FRACTION_BITS, INT8, PASS_BITS, edge_command
+from .glue import exceeds
 from .isa import BY_OP, MATMUL_FLAGS, Error, Op
 from .ports import SEM_BITS, error_layout, flags_layout, unit_members
 from .stationary import loader_layout
@@ -90,9 +91,9 @@ class MatmulFrontEnd(wiring.Component):
         )
         # All sizes are powers of two: a sum's bits tell whether it is greater, without a second carry chain.
         turned = c.n[:6] + flags.offset
-        too_long = c.n[6:].any() | turned[6] | (turned[5] & turned[:5].any())  # > MX_BLOCK
-        sums, top = c.psum[:COUNT_BITS] + c.n[:COUNT_BITS], exact_log2(config.psum_depth)
-        too_wide = sums[top + 1 :].any() | (sums[top] & sums[:top].any())
+        too_long = c.n[6:].any() | exceeds(turned, exact_log2(MX_BLOCK))
+        sums = c.psum[:COUNT_BITS] + c.n[:COUNT_BITS]
+        too_wide = exceeds(sums, exact_log2(config.psum_depth))
         lane_mask = exact_log2(config.lane_bytes)
         nothing = (c.n == 0) | (c.k == 0) | c.k[31]
         faults = (  # first one holds; all but the first only if the instruction runs

@@ -5,7 +5,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from .config import TileConfig
-from .glue import Fifo, raw
+from .glue import Fifo, exceeds, raw
 from .isa import BY_OP, Error, Op
 from .ports import SEM_BITS, SramRead, SramWrite, unit_members
 from .queue import RegisterQueue
@@ -54,7 +54,7 @@ class _Range:
             end.eq(start[size : top + 1] + length[size : top + 1]),
             far.eq(start[top + 1 :].any() | length[top + 1 :].any()),
         ]
-        self.beyond = far | end[-1] | (end[-2] & end[:-2].any())
+        self.beyond = far | exceeds(end, top - size)
 
 
 class Receiver(wiring.Component):

@@ -4,7 +4,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 
 from .config import TileConfig
-from .glue import RoundRobin, onehot_mux, raw
+from .glue import RoundRobin, lowest, onehot_mux, raw
 from .isa import THREADS
 from .memory import DualPortRam
 from .ports import SEM_BITS
@@ -79,7 +79,7 @@ class Semaphores(wiring.Component):
         todo = Cat(w.valid for w in self.wait) & ~tried & ~waiter
         free = ~busy | write
         m.d.comb += [
-            first.eq(Cat(todo[t] & ~todo[:t].any() for t in range(len(THREADS)))),
+            first.eq(lowest(todo)),
             turns.advance.eq(free & ~todo.any()),
             taken.eq(turns.grant & turns.advance.replicate(len(streams))),
         ]

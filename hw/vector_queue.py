@@ -1,5 +1,4 @@
-"""Two-entry buffers whose wide registers load without waiting for anything that comes
-late."""
+"""Two-entry buffers whose wide registers load without waiting for anything that comes late."""
 
 from amaranth import Module, Mux, Signal
 from amaranth.hdl import ShapeLike

@@ -180,13 +180,12 @@ def unit_resets(netlist: dict) -> None:
     for module in netlist["modules"].values():
         registers = {name: cell for name, cell in module["cells"].items() if cell["type"] == "TRELLIS_FF"}
         sizes = Counter(_net(cell, "LSR", "0") for cell in registers.values())
-        for cell in registers.values():
-            if _net(cell, "LSR", "0") != "0" and sizes[_net(cell, "LSR", "0")] >= SHARED:
-                sizes[_net(cell, "Q", "0")] = 0
+        shared = {net for net, size in sizes.items() if net != "0" and size >= SHARED}
+        shared -= {_net(cell, "Q", "0") for cell in registers.values() if _net(cell, "LSR", "0") in shared}
         resets: dict[str, Counter] = defaultdict(Counter)
         for name, cell in registers.items():
             net = _net(cell, "LSR", "0")
-            if net != "0" and sizes[net] >= SHARED:
+            if net in shared:
                 for around in _around(name):
                     resets[around][net] += 1
         for name, cell in registers.items():

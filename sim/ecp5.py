@@ -282,9 +282,9 @@ def finish(netlist: dict) -> None:
 def place_and_route(nextpnr: list[str], netlist: Path, seed: int, *outputs: str) -> dict:
     """nextpnr's report (JSON) of one seed: placed, refined (sim/refine.py), routed.
 
-    nextpnr: the program with its options for part, constraints and clock (`--freq`: a placed netlist has lost
-    those of generated clocks). outputs: options of the last step. In the netlist's folder are left
-    seed<n>.placed.json, seed<n>.refined.json, seed<n>.json (report), seed<n>.place.log, seed<n>.log.
+    nextpnr: the program with its options for part, constraints and clock. outputs: options of the last step.
+    In the netlist's folder are left seed<n>.placed.json, seed<n>.refined.json, seed<n>.json (report),
+    seed<n>.place.log, seed<n>.log.
     CalledProcessError where nextpnr fails; a clock that is too slow is only reported."""
     folder, name = netlist.parent, f"seed{seed}"
     common = [*nextpnr, "--seed", str(seed), "--timing-allow-fail", "--report", f"{name}.json", "-q"]
@@ -294,4 +294,18 @@ def place_and_route(nextpnr: list[str], netlist: Path, seed: int, *outputs: str)
     refine(folder / f"{name}.placed.json", folder / f"{name}.refined.json", seed=seed)
     subprocess.run([*common, "--json", f"{name}.refined.json", "--no-pack", "--no-place", *ROUTE, *outputs,
                     "-l", f"{name}.log"], cwd=folder, check=True)
-    return json.loads((folder / f"{name}.json").read_text())
+    report = json.loads((folder / f"{name}.json").read_text())
+    for net, mhz in constrained((folder / f"{name}.place.log").read_text()).items():
+        for clock, fmax in report["fmax"].items():
+            if f"{clock.removeprefix('$glbnet$')}$".startswith(f"{net}$"):
+                fmax["constraint"] = mhz
+    (folder / f"{name}.json").write_text(json.dumps(report))
+    return report
+
+
+def constrained(log: str) -> dict[str, float]:
+    """Clock net -> MHz that it has to reach, by nextpnr's log of the placement; a placed netlist that is read
+    again has lost them."""
+    given = re.findall(r"constraining clock net '(.+)' to ([\d.]+) MHz", log)
+    derived = re.findall(r"Derived frequency constraint of ([\d.]+) MHz for net (.+)", log)
+    return {net: float(mhz) for net, mhz in [*given, *((net, mhz) for mhz, net in derived)]}

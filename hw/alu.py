@@ -30,7 +30,7 @@ def fast_alu(m: Module, func, x, y):
 
 
 class LateUnit(wiring.Component):
-    """MUL, shifts, MIN, MAX (4 cycles) and loads from SRAM (memory latency), one operation at a time.
+    """MUL, shifts, MIN, MAX (5 cycles) and loads from SRAM (memory latency), one operation at a time.
 
     Members: `start` with `func`, `x`, `y` begins x func y (isa.Alu); `load` with byte address `y` (aligned,
     in range) begins a load; `take` is high with them and may be high without (it comes early, and enables
@@ -51,12 +51,14 @@ class LateUnit(wiring.Component):
         word = exact_log2(self.config.word_bytes)
         x, y = self.x, self.y
         low, parts = Signal(32), [Signal(16), Signal(16)]
+        low_1, parts_1 = Signal(32), [Signal(16), Signal(16)]  # multipliers are slow and far away
         factor, other, second, swap, is_mul = Signal(32), Signal(32), Signal(32), Signal(), Signal()
         lane = Signal(word - 2)
-        first, second_step = Signal(), Signal()
+        step = Signal(3)  # one-hot
         # A 32-bit product of 16-bit parts: (xh*yl + xl*yh) * 2^16 + xl*yl.
-        m.d.sync += [first.eq(self.start), second_step.eq(first), low.eq(factor[:16] * second[:16]),
-                     parts[0].eq(factor[16:] * second[:16]), parts[1].eq(factor[:16] * second[16:])]
+        m.d.sync += [step.eq(Cat(self.start, step)), low.eq(low_1), low_1.eq(factor[:16] * second[:16]),
+                     parts_1[0].eq(factor[16:] * second[:16]), parts_1[1].eq(factor[:16] * second[16:]),
+                     *(part.eq(part_1) for part, part_1 in zip(parts, parts_1))]
         with m.If(self.take):
             # MIN, MAX: both candidates, and which one it is.
             m.d.sync += [factor.eq(x), other.eq(x), second.eq(y), is_mul.eq(self.func == Alu.MUL),
@@ -70,7 +72,7 @@ class LateUnit(wiring.Component):
                     m.d.sync += [other.eq(x.as_signed() >> y[:5]), swap.eq(0)]
         with m.If(self.o.ready):
             m.d.sync += self.o.valid.eq(0)
-        with m.If(second_step):
+        with m.If(step[2]):
             product = low + Cat(Const(0, 16), parts[0] + parts[1])
             m.d.sync += [self.o.valid.eq(1),
                          self.o.payload.eq(Mux(is_mul, product, Mux(swap, second, other)))]

@@ -10,7 +10,7 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import bits_for, exact_log2
 
 from .config import TileConfig
-from .glue import Fifo, exceeds, lowest, onehot_mux, raw
+from .glue import Fifo, SkidBuffer, exceeds, lowest, onehot_mux, raw
 from .isa import Instruction
 from .ports import PC_BITS, SEM_BITS, command_layout
 
@@ -84,7 +84,7 @@ class AddressChannel(wiring.Component):
     """AR or AW: a registered stream that lets `axi_outstanding` bursts into flight.
 
     Members: `i` -> `o` {addr of the first beat, len = beats - 1}; `retire`, a burst left the bus;
-    `inflight`, some have not. `i.ready` is free of `i.valid` and `o.ready`. Latency 1, one per cycle.
+    `inflight`, some have not. `i.ready` is a register. Latency 1, one per cycle.
     """
 
     def __init__(self, config: TileConfig):
@@ -104,10 +104,10 @@ class AddressChannel(wiring.Component):
         count = Signal(range(self.config.axi_outstanding + 1))  # a power of two: the top bit says full
         lanes = exact_log2(self.config.axi_bytes)
         item, skid = Signal(self.i.payload.shape()), Signal(self.i.payload.shape(), reset_less=True)
-        full, push = Signal(), Signal()
+        full, push, closed = Signal(), Signal(), Signal()  # closed: `full`, or all are in flight
         free = ~self.o.valid | self.o.ready
         m.d.comb += [
-            self.i.ready.eq(~full & ~count[-1]),
+            self.i.ready.eq(~closed),
             push.eq(self.i.valid & self.i.ready),
             self.inflight.eq(count.any()),
             item.len.eq(self.i.payload.len),
@@ -118,7 +118,10 @@ class AddressChannel(wiring.Component):
             m.d.sync += self.o.payload.eq(Mux(full, raw(skid), raw(item)))
         with m.If(~full):
             m.d.sync += skid.eq(item)
-        m.d.sync += [self.o.valid.eq(full | push | ~free), full.eq(~free & (full | push))]
+        fills = ~free & (full | push)
+        last_one = count == self.config.axi_outstanding - 1
+        limit = ~self.retire & (count[-1] | (push & last_one))
+        m.d.sync += [self.o.valid.eq(full | push | ~free), full.eq(fills), closed.eq(fills | limit)]
         with m.If(push ^ self.retire):
             m.d.sync += count.eq(Mux(self.retire, count - 1, count + 1))
         return m
@@ -130,16 +133,17 @@ class Bursts(wiring.Component):
     far, near: names of the command's operands of the DRAM and the SRAM side ("src", "dst").
 
     Members
-    * `command`, `boot`: work, taken in order of arrival (boot first); `ticket`: semaphore numbers of each
-      command taken.
+    * `command`, `boot`: work, taken in order of arrival (boot, which waits in a register for its turn, goes
+      ahead of commands); `ticket`: semaphore numbers of each command taken.
     * `dram_base`, `dram_size`: window that every run must lie in (33-bit arithmetic, clamped to 2^32), else
       the run, and everything after it, is refused: a burst with `fault` is pushed in its place. DRAM is
       checked before SRAM.
     * `halt`: issue nothing more. `room`: the engine can take a burst; `push`: it has to, `burst` is valid;
       `bare`: it has no beats; `addr`: its first byte, unless `bare`; `length`: bytes of the run minus 1.
+      `waiting`: a burst waits for `room`.
 
-    A command accepted in cycle t has its first burst pushed in cycle t + 1; then one burst per cycle
-    through runs and commands.
+    A command accepted in cycle t has its first burst walked in cycle t + 1, checked and pushed in cycle
+    t + 2; then one burst per cycle through runs and commands.
     """
 
     def __init__(self, config: TileConfig, ins: Instruction, far: str, near: str):
@@ -175,6 +179,7 @@ class Bursts(wiring.Component):
 
         # The instruction.
         valid, null, boot = Signal(), register(), register()
+        done, accept = Signal(), Signal()  # it ends in this cycle or has; another may be taken
         pc = register(PC_BITS)
         length, one_burst = register(32), register()  # bytes - 1; they fit `low` bits
         too_long = register()  # for the SRAM
@@ -191,68 +196,88 @@ class Bursts(wiring.Component):
         # Bytes of the run from addr on, - 1: `rest` in the lower bits, `length` - (`cuts` - 1) in the upper.
         rest, cuts = register(low), register(32 - low)
 
+        # The program load that waits: its source is far away.
+        boot_valid, boot_work = Signal(), register(boot_layout)
+        with m.If(boot_valid):
+            m.d.sync += boot_valid.eq(~accept)
+        with m.Else():
+            m.d.sync += [boot_valid.eq(self.boot.valid), boot_work.eq(self.boot.payload)]
+
         end = self.dram_base + self.dram_size
         m.d.sync += top.eq(Mux(end[32], 1 << 32, end))
 
-        # This burst. Limits are signed; addresses are not.
-        refused_far = (addr < self.dram_base) | (addr.as_unsigned() > far_limit.as_signed())
+        # The burst that is walked.
         top_near = exact_log2(config.sram_bytes)
         past_near = (run_near[:top_near] + length[:top_near])[top_near]
-        refused_near = ~boot & (too_long | run_near[top_near:].any() | past_near)
-        # These come late: as little as possible hangs on them.
-        refused = first & ~null & (refused_far | refused_near)
-        fault = Signal(Fault)
-        m.d.comb += [
-            fault.eq(Mux(refused, Mux(refused_far, Fault.DRAM, Fault.SRAM), Fault.NONE)),
-            self.bare.eq(null | (first & (refused_far | refused_near))),
-        ]
         total = Signal(low + 1)
         m.d.comb += total.eq(addr[:low] + rest)
         last, final = register(), Signal()  # last: registered, because everything that follows hangs on it
         m.d.comb += final.eq(null | (last & last1 & last2))
 
-        free, dead = Signal(), Signal()
+        # The burst that is checked, a cycle later. Limits are signed; addresses are not.
+        walk, free, dead = Signal(), Signal(), Signal()
+        pending, checked = Signal(), register(burst_layout(config))
+        below, above, refused_near = register(), register(), register()
+        checked_near, checked_length = register(32), register(32)
+        advance = ~pending | self.room
+        with m.If(advance):
+            m.d.sync += [
+                pending.eq(walk),
+                below.eq(addr < self.dram_base),
+                above.eq(addr.as_unsigned() > far_limit.as_signed()),
+                refused_near.eq(~boot & (too_long | run_near[top_near:].any() | past_near)),
+                checked_near.eq(run_near),
+                checked_length.eq(length),
+                checked.far.eq(addr),
+                checked.rot.eq(run_near[:lanes] - run_far[:lanes]),
+                checked.borrow.eq(run_near[:lanes] < run_far[:lanes]),
+                checked.tail.eq(total[:lanes]),
+                checked.beats.eq((total[lanes:low] | (~last).replicate(low - lanes)) - addr[lanes:low]),
+                checked.first.eq(first),
+                checked.last.eq(last),
+                checked.end.eq(final),
+                checked.null.eq(null),
+                checked.boot.eq(boot),
+                checked.pc.eq(pc),
+            ]
+        refused_far = below | above
+        refused = checked.first & ~checked.null & (refused_far | refused_near)
         m.d.comb += [
-            free.eq(self.room & ~self.halt & ~dead),
-            self.push.eq(valid & free),
-            self.busy.eq(valid),
-            self.waiting.eq(valid & ~self.push),
-            self.addr.eq(addr),
-            self.burst.far.eq(Mux(refused_near & ~refused_far, run_near, addr)),
-            self.burst.near.eq(run_near),
-            self.burst.rot.eq(run_near[:lanes] - run_far[:lanes]),
-            self.burst.borrow.eq(run_near[:lanes] < run_far[:lanes]),
-            self.burst.tail.eq(total[:lanes]),
-            self.burst.beats.eq((total[lanes:low] | (~last).replicate(low - lanes)) - addr[lanes:low]),
-            self.burst.first.eq(first),
-            self.burst.last.eq(last),
-            self.burst.end.eq(final),
-            self.burst.null.eq(null),
-            self.burst.boot.eq(boot),
-            self.burst.fault.eq(fault),
-            self.burst.pc.eq(pc),
-            self.length.eq(length),
+            free.eq(advance & ~self.halt & ~dead),
+            walk.eq(valid & free),
+            self.push.eq(pending & self.room & ~self.halt & ~dead),
+            self.busy.eq(valid | pending | boot_valid),
+            self.waiting.eq(pending & ~self.room),
+            self.addr.eq(checked.far),
+            self.length.eq(checked_length),
+            self.bare.eq(checked.null | (checked.first & (refused_far | refused_near))),
+            raw(self.burst).eq(raw(checked)),
+            self.burst.far.eq(Mux(refused_near & ~refused_far, checked_near, checked.far)),
+            self.burst.near.eq(checked_near),
+            self.burst.fault.eq(Mux(refused, Mux(refused_far, Fault.DRAM, Fault.SRAM), Fault.NONE)),
         ]
+        with m.If(self.push):
+            m.d.sync += dead.eq(refused)
 
         def fits(address, more):
             """`more` + 1 bytes, few enough for one burst, do not cross the end of the burst at
             `address`."""
             return ~(address[:low] + more[:low])[low]
 
-        done, accept, use_boot = Signal(), Signal(), self.boot.valid
+        use_boot = boot_valid
         far, near = cmd[self.far], cmd[self.near]
         m.d.comb += [
-            done.eq(~valid | (self.push & final)),
+            done.eq(~valid | (walk & final)),
             accept.eq(done & ~self.halt & ~dead),
-            self.boot.ready.eq(accept),
+            self.boot.ready.eq(~boot_valid),
             self.command.ready.eq(accept & ~use_boot & self.ticket.ready),
             self.ticket.valid.eq(accept & ~use_boot & self.command.valid),
             *(self.ticket.payload[f"sig_{s}"].eq(cmd[f"sig_{s}"]) for s in "abc"),
         ]
         start, size, small = Signal(32), Signal(32), Signal()
         m.d.comb += [
-            start.eq(Mux(use_boot, Cat(Const(0, 2), self.boot.payload.src[2:]), far)),
-            size.eq(Mux(use_boot, self.boot.payload.words << 2, cmd.len)),
+            start.eq(Mux(use_boot, Cat(Const(0, 2), boot_work.src[2:]), far)),
+            size.eq(Mux(use_boot, boot_work.words << 2, cmd.len)),
             small.eq(~exceeds(size, low)),
         ]
 
@@ -267,8 +292,7 @@ class Bursts(wiring.Component):
             to_far.eq(Mux(done, start, next_far)),
             to_near.eq(Mux(done, Mux(use_boot, 0, near), next_near)),
         ]
-        with m.If(self.push):
-            m.d.sync += dead.eq(refused)
+        with m.If(walk):
             with m.If(last):
                 m.d.sync += [next1.eq(next1 + 1), last1.eq(next1 == n1)]
                 with m.If(last1):
@@ -287,7 +311,7 @@ class Bursts(wiring.Component):
                 ]
                 with m.If(~total[low]):
                     m.d.sync += [cuts.eq(cuts + 1), rest_fits.eq(one_cut)]
-        with m.If(done | (self.push & last)):
+        with m.If(done | (walk & last)):
             m.d.sync += [
                 addr.eq(to_far),
                 run_far.eq(to_far),
@@ -298,7 +322,7 @@ class Bursts(wiring.Component):
                 rest_fits.eq(Mux(done, small, one_burst)),
                 last.eq(Mux(done, small & fits(start, size - 1), one_burst & fits(next_far, length))),
             ]
-        with m.If(done | (self.push & last & last1)):
+        with m.If(done | (walk & last & last1)):
             m.d.sync += [row_far.eq(to_far), row_near.eq(to_near)]
         with m.If(done):
             m.d.sync += [
@@ -383,36 +407,41 @@ class Signals(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.fifo = fifo = Fifo(self.ticket.payload.shape(), self.depth)
+        numbers = self.ticket.payload.shape()
+        item = data.StructLayout({"numbers": numbers, "any": self.count})  # any: which of them are not 0
+        m.submodules.fifo = fifo = Fifo(item, self.depth)
+        m.submodules.out = out = SkidBuffer(SEM_BITS)  # `signal.ready` comes from far away
+        wiring.connect(m, out.o, wiring.flipped(self.signal))
         # Registered on the way in: a command is taken late in its cycle. `ready` leaves room for two more.
-        pending, ready = Signal(), Signal()
+        pending, ready, ticket = Signal(), Signal(), Signal(numbers)
         m.d.sync += [
             ready.eq(fifo.level < self.depth - 3),
             pending.eq(self.ticket.valid & ready),
-            raw(fifo.i.payload).eq(raw(self.ticket.payload)),
+            raw(ticket).eq(raw(self.ticket.payload)),
         ]
-        m.d.comb += [self.ticket.ready.eq(ready), fifo.i.valid.eq(pending)]
+        m.d.comb += [
+            self.ticket.ready.eq(ready),
+            fifo.i.valid.eq(pending),
+            raw(fifo.i.payload.numbers).eq(raw(ticket)),
+            fifo.i.payload.any.eq(Cat(ticket[k].any() for k in range(self.count))),
+        ]
         due, sent = Signal(bits_for(self.depth + 2)), Signal(self.count)
         todo = Signal(self.count)
         m.d.comb += [
-            *(todo[k].eq(fifo.o.payload[k].any() & ~sent[k]) for k in range(self.count)),
+            todo.eq(fifo.o.payload.any & ~sent),
             self.busy.eq(pending | fifo.level.any() | self.signal.valid),
         ]
         # The lowest number is taken; `only`: none is left after it.
         now = lowest(todo)
         only = ~(todo & ~now).any()
-        space = ~self.signal.valid | self.signal.ready
         work, pop = Signal(), Signal()
         m.d.comb += [
-            work.eq(fifo.o.valid & due.any() & (space | ~todo.any())),
+            work.eq(fifo.o.valid & due.any() & (out.i.ready | ~todo.any())),
             pop.eq(work & only),
             fifo.o.ready.eq(pop),
+            out.i.valid.eq(work & todo.any()),
+            out.i.payload.eq(onehot_mux(now, [fifo.o.payload.numbers[k] for k in range(self.count)])),
         ]
-        with m.If(space):
-            m.d.sync += [
-                self.signal.valid.eq(work & todo.any()),
-                self.signal.payload.eq(onehot_mux(now, [fifo.o.payload[k] for k in range(self.count)])),
-            ]
         with m.If(work):
             m.d.sync += sent.eq(Mux(only, 0, sent | now))
         # One adder: `complete` - `pop`, -1 to 2, in bits.

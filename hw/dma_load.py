@@ -1,7 +1,7 @@
 """LOAD engine: DRAM to SRAM."""
 
 from amaranth import Cat, Const, Module, Mux, Signal
-from amaranth.lib import stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
@@ -11,6 +11,7 @@ from .dma_bursts import AddressChannel, Beats, Bursts, Fault, Signals, boot_layo
 from .glue import Fifo, raw
 from .isa import BY_OP, Error, Op
 from .ports import SramWrite, unit_members
+from .vector_queue import Slots
 
 __all__ = ["LoadEngine", "rotate_bytes"]
 
@@ -37,7 +38,7 @@ class LoadEngine(wiring.Component):
     * `stop`: issue no more bursts, discard what still arrives; `idle`: nothing is in flight any more, the
       engine may be reset.
 
-    Timing: command to AR 2 cycles, R to SRAM write 1 cycle. Beats arrive at one per cycle through runs and
+    Timing: command to AR 3 cycles, R to SRAM write 1 cycle. Beats arrive at one per cycle through runs and
     instructions. A run whose last beat spills into a word of its own needs a write more for that, which hides
     behind the first beat of the next run unless that one writes as well.
 
@@ -117,33 +118,38 @@ class LoadEngine(wiring.Component):
         m.d.sync += full.eq(have & ~use)
         resp = Mux(full, held_resp, axi.rresp)
 
-        # Plan of the next beat: which bytes of its SRAM word and of the word after it are written.
-        beat = beats.o.payload
-        planned, plan = Signal(), Signal(beat.shape(), reset_less=True)
-        begin, end = (
-            Signal(lanes),
-            Signal(lanes + 1),
-        )  # lanes of the slot written, end past axi_bytes: into the next slot
-        slot = Signal(len(beat.near) - lanes)  # number of this slot in SRAM
-        next_slot = Signal.like(slot)
+        # The next beats wait in a queue, which cuts the way of `take`, with the lanes of the slot that each
+        # writes; `past` beyond axi_bytes: into the next slot.
+        beat_lanes = data.StructLayout({"beat": beats.o.payload.shape(), "begin": lanes, "past": lanes + 1})
+        m.submodules.queue = queue = Slots(beat_lanes)
+        arriving = beats.o.payload
         past = Signal(lanes + 1)
         m.d.comb += [
-            past.eq(beat.rot + Mux(beat.last, beat.tail, config.axi_bytes - 1) + 1),
-            begin.eq(Mux(beat.first, beat.near[:lanes], beat.rot)),
-            end.eq(Cat(past[:lanes], past[lanes] & ~(beat.first & beat.borrow))),
-            slot.eq(Mux(beat.first, beat.near[lanes:], next_slot)),
+            queue.i.valid.eq(beats.o.valid),
+            beats.o.ready.eq(queue.i.ready),
+            past.eq(arriving.rot + Mux(arriving.last, arriving.tail, config.axi_bytes - 1) + 1),
+            queue.i.payload.beat.eq(arriving),
+            queue.i.payload.begin.eq(Mux(arriving.first, arriving.near[:lanes], arriving.rot)),
+            queue.i.payload.past.eq(Cat(past[:lanes], past[lanes] & ~(arriving.first & arriving.borrow))),
         ]
+
+        # Plan of the next beat: which bytes of its SRAM word and of the word after it are written.
+        beat, begin, end = queue.o.payload.beat, queue.o.payload.begin, queue.o.payload.past
+        planned, plan = Signal(), Signal(beat.shape(), reset_less=True)
+        slot = Signal(len(beat.near) - lanes)  # number of this slot in SRAM
+        next_slot = Signal.like(slot)
+        m.d.comb += slot.eq(Mux(beat.first, beat.near[lanes:], next_slot))
         sub = slot[:sub_bits]
         word_begin, word_end = Cat(begin, sub), Signal(lanes + sub_bits + 1)
         ones = Const(-1, width + config.axi_bytes)
         mask = Signal(width + config.axi_bytes)
         m.d.comb += [
-            word_end.eq(end + (sub << lanes)),
+            word_end.eq(Cat(end[:lanes], sub + end[lanes])),
             mask.eq((ones << word_begin)[: len(mask)] & ~(ones << word_end)[: len(mask)]),
         ]
         strobe, spill = Signal(width), Signal(config.axi_bytes)
         word = Signal(config.sram_addr_bits)
-        # Boot: the next program word of the beat, and how many follow it.
+        # Boot: the next program word of the beat as it arrives (not rotated), and how many follow it.
         position, following = Signal(max(lanes - 2, 1)), Signal(max(lanes - 2, 1))
         emit, spills = Signal(), Signal()
         take = Signal()
@@ -151,22 +157,22 @@ class LoadEngine(wiring.Component):
         bare, loads, boots = Signal(), Signal(), Signal()
         nothing = beat.null | (beat.fault != Fault.NONE)
         advance = ~planned | take
-        m.d.comb += beats.o.ready.eq(advance)
+        m.d.comb += queue.o.ready.eq(advance)
         with m.If(advance):
             m.d.sync += [
-                planned.eq(beats.o.valid),
-                loads.eq(beats.o.valid & ~nothing & ~beat.boot),
-                boots.eq(beats.o.valid & ~nothing & beat.boot),
+                planned.eq(queue.o.valid),
+                loads.eq(queue.o.valid & ~nothing & ~beat.boot),
+                boots.eq(queue.o.valid & ~nothing & beat.boot),
                 plan.eq(beat),
                 bare.eq(nothing),
                 Cat(strobe, spill).eq(mask),
                 word.eq(slot[sub_bits:]),
-                position.eq(begin[2:]),
+                position.eq(begin[2:] - beat.rot[2:]),
                 following.eq(end[2:] - begin[2:] - 1),
                 emit.eq(beat.last | (word_end >= width)),
                 spills.eq(beat.last & (word_end > width)),
             ]
-            with m.If(beats.o.valid):
+            with m.If(queue.o.valid):
                 m.d.sync += next_slot.eq(slot + end[lanes])
 
         # Rotate, gather the bytes of a word in `part`, write. `flush`: `part` is the last word of a finished
@@ -175,7 +181,8 @@ class LoadEngine(wiring.Component):
         part, part_strobe = Signal(8 * width), Signal(width)
         flush, flush_word, flush_end = Signal(), Signal.like(word), Signal()
         space = ~out.valid | out.ready
-        rotated = rotate_bytes(m, Mux(full, held, axi.rdata), plan.rot, "rotated")
+        arrived = Mux(full, held, axi.rdata)
+        rotated = rotate_bytes(m, arrived, plan.rot, "rotated")
         lane = Signal(config.axi_data_bits)
         m.d.comb += lane.eq(rotated)
         good = Signal()
@@ -239,7 +246,7 @@ class LoadEngine(wiring.Component):
 
         # Programs.
         at_end = ~following.any() if lanes > 2 else Const(1)
-        instruction = lane.word_select(position, 32) if lanes > 2 else lane
+        instruction = arrived.word_select(position, 32) if lanes > 2 else arrived
         m.d.comb += served.eq(at_end & (~self.program.valid | self.program.ready))
         with m.If(~self.program.valid | self.program.ready):
             serve = boots & have & ~resp[1] & ~halted
@@ -273,6 +280,7 @@ class LoadEngine(wiring.Component):
                 | ar.inflight
                 | fifo.level.any()
                 | beats.o.valid
+                | queue.o.valid
                 | planned
                 | signals.busy
                 | self.program.valid

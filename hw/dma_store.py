@@ -13,6 +13,7 @@ from .glue import Fifo, SkidBuffer, StreamArbiter, raw
 from .isa import BY_OP, Error, Op
 from .memory import DualPortRam
 from .ports import PC_BITS, SEM_BITS, SramRead, unit_members
+from .vector_queue import Slots
 
 __all__ = ["StoreEngine"]
 
@@ -47,16 +48,12 @@ class _WordReader(wiring.Component):
             data.StructLayout({"word": bits, "more": bits}), burst_depth(self.config)
         )
         m.submodules.words = words = DualPortRam(width=8 * self.config.word_bytes, depth=WORDS)
-        # Whether a run is pushed is known late (range check), so it is registered; `ready` leaves room for
-        # two more.
-        pending, job = Signal(), Signal(jobs.i.payload.shape())
-        m.d.sync += [
-            pending.eq(self.push),
-            self.ready.eq(jobs.level < jobs.depth - 3),
-            job.word.eq(self.near[offset:]),
-            job.more.eq((self.near[:offset] + self.length[: bits + offset]) >> offset),
+        m.d.comb += [
+            self.ready.eq(jobs.i.ready),
+            jobs.i.valid.eq(self.push),
+            jobs.i.payload.word.eq(self.near[offset:]),
+            jobs.i.payload.more.eq((self.near[:offset] + self.length[: bits + offset]) >> offset),
         ]
-        m.d.comb += [jobs.i.valid.eq(pending), jobs.i.payload.eq(job)]
         # The FIFO of words: credits keep it from overflowing, so that nothing hangs on `o.ready` but one
         # read.
         head, tail, pull = Signal(range(2 * WORDS)), Signal(range(2 * WORDS)), Signal()
@@ -179,61 +176,89 @@ class StoreEngine(wiring.Component):
             axi.awlen.eq(aw.o.payload.len),
         ]
 
+        # The next beats wait in a queue, which cuts the way of `take`, with what is to be known of each:
+        # `bare`, no beat; `early`, all bytes are in the first slot, lanes before them in none; `beyond`, some
+        # are in the slot after the first; `later`, which lanes that would be; `strobe`.
+        arriving = beats.o.payload
+        beat_lanes = data.StructLayout(
+            {
+                "beat": arriving.shape(),
+                "bare": 1,
+                "early": 1,
+                "beyond": 1,
+                "later": config.axi_bytes - 1,
+                "strobe": config.axi_bytes,
+            }
+        )
+        m.submodules.queue = queue = Slots(beat_lanes)
+        past = Signal(lanes + 1)  # lane of the beat's last byte, counted from lane 0 of its first slot
+        early = arriving.first & arriving.borrow
+        ones = (1 << config.axi_bytes) - 1
+        head = Mux(arriving.first, arriving.near[:lanes] - arriving.rot, 0)[:lanes]
+        tail = Mux(arriving.last, (2 << arriving.tail) - 1, ones)
+        m.d.comb += [
+            queue.i.valid.eq(beats.o.valid),
+            beats.o.ready.eq(queue.i.ready),
+            past.eq(arriving.rot + Mux(arriving.last, arriving.tail, config.axi_bytes - 1)),
+            queue.i.payload.beat.eq(arriving),
+            queue.i.payload.bare.eq(arriving.null | (arriving.fault != Fault.NONE)),
+            queue.i.payload.early.eq(early),
+            queue.i.payload.beyond.eq(past[lanes] & ~early),
+            queue.i.payload.later.eq(
+                Cat(~early & (t < arriving.rot) for t in range(config.axi_bytes - 1))
+            ),
+            queue.i.payload.strobe.eq((ones << head) & tail),
+        ]
+
         # Plan of the next beat: its strobes, the slot of its first lane and which bytes come from the slot
         # after that.
-        beat = beats.o.payload
+        next_up, beat = queue.o.payload, queue.o.payload.beat
         slot, next_slot = Signal(len(beat.near) - lanes), Signal(len(beat.near) - lanes)
-        early = beat.first & beat.borrow  # all bytes are in the first slot, lanes before them in none
-        past = Signal(lanes + 1)  # end of the beat, counted from lane 0 of `slot`
-        m.d.comb += [
-            slot.eq(Mux(beat.first, beat.near[lanes:], next_slot)),
-            past.eq(beat.rot + Mux(beat.last, beat.tail, config.axi_bytes - 1)),
-        ]
-        planned, take = Signal(), Signal()
-        bare, end, final = (Signal(name=n, reset_less=True) for n in ("bare", "end", "final"))
+        m.d.comb += slot.eq(Mux(beat.first, beat.near[lanes:], next_slot))
+        # A plan is there; it has a beat, and that beat is the last one of its first slot.
+        planned, carries, drops = Signal(), Signal(), Signal()
+        end, final = (Signal(name=n, reset_less=True) for n in ("end", "final"))
         back, strobe = Signal(lanes, reset_less=True), Signal(config.axi_bytes, reset_less=True)
         # Slot, of those of `word` and the first one of `after`, that each byte comes from.
         source = Signal(data.ArrayLayout(range(slots + 1), config.axi_bytes), reset_less=True)
-        straddles, leaves, leaves_both = (
-            Signal(name=n, reset_less=True) for n in ("straddles", "leaves", "leaves_both")
-        )
-        crosses = past[lanes] & ~early & (slot[:sub_bits] == slots - 1)
-        ones = (1 << config.axi_bytes) - 1
-        head = Mux(beat.first, beat.near[:lanes] - beat.rot, 0)[:lanes]
+        straddles, leaves_both = (Signal(name=n, reset_less=True) for n in ("straddles", "leaves_both"))
+        at_end = slot[:sub_bits] == slots - 1
+        crosses, leaves = next_up.beyond & at_end, beat.last | (~next_up.early & at_end)
         # The address goes out when its first beat is planned: no burst is in flight before its data is due.
         # After a halt,
         # bursts whose address is not out are dropped, the others finished.
-        starts, sending, advance = Signal(), Signal(), Signal()
+        starts, sending, free = Signal(), Signal(), Signal()
+        may_go = ~starts | aw.i.ready
+        goes = queue.o.valid & may_go & (~halted | sending)
         m.d.comb += [
-            starts.eq(beats.o.valid & beat.begin & ~beat.null & (beat.fault == Fault.NONE) & ~halted),
-            advance.eq((~planned | take) & (~starts | aw.i.ready)),
-            beats.o.ready.eq(advance),
-            aw.i.valid.eq(starts & (~planned | take)),
+            starts.eq(queue.o.valid & beat.begin & ~next_up.bare & ~halted),
+            queue.o.ready.eq(free & may_go),
+            aw.i.valid.eq(starts & free),
             aw.i.payload.addr.eq(beat.far),
             aw.i.payload.len.eq(beat.beats),
         ]
-        with m.If(take):
-            m.d.sync += planned.eq(0)
-        with m.If(advance):
-            m.d.sync += planned.eq(beats.o.valid & (~halted | sending))
-            with m.If(beats.o.valid):
-                m.d.sync += [
-                    sending.eq((starts | sending) & ~beat.final),
-                    bare.eq(beat.null | (beat.fault != Fault.NONE)),
-                    end.eq(beat.end),
-                    final.eq(beat.final),
-                    back.eq(-beat.rot),
-                    *(
-                        source[t].eq(slot[:sub_bits] + (~early & (t < beat.rot)))
-                        for t in range(config.axi_bytes - 1)
-                    ),
-                    source[-1].eq(slot[:sub_bits]),  # no rotation reaches it
-                    strobe.eq((ones << head) & (Mux(beat.last, (2 << beat.tail) - 1, ones))),
-                    straddles.eq(crosses),
-                    leaves_both.eq(crosses & beat.last),
-                    next_slot.eq(slot + ~early),
-                    leaves.eq(beat.last | (~early & (slot[:sub_bits] == slots - 1))),
-                ]
+        with m.If(free):
+            m.d.sync += [
+                planned.eq(goes),
+                carries.eq(goes & ~next_up.bare),
+                drops.eq(goes & ~next_up.bare & leaves),
+                end.eq(beat.end),
+                final.eq(beat.final),
+                back.eq(-beat.rot),
+                *(
+                    source[t].eq(slot[:sub_bits] + next_up.later[t])
+                    for t in range(config.axi_bytes - 1)
+                ),
+                source[-1].eq(slot[:sub_bits]),  # no rotation reaches it
+                strobe.eq(next_up.strobe),
+                straddles.eq(crosses),
+                leaves_both.eq(crosses & beat.last),
+            ]
+        with m.If(queue.o.valid & queue.o.ready):
+            m.d.sync += [
+                sending.eq((starts | sending) & ~beat.final),
+                next_slot.eq(slot + ~next_up.early),
+            ]
 
         # `word` has the beat's first slot, `after` is the next word; both leave at once at the end of a run
         # that straddles.
@@ -244,12 +269,11 @@ class StoreEngine(wiring.Component):
             data.StructLayout({"data": config.axi_data_bits, "strb": config.axi_bytes, "last": 1})
         )
         have = loaded & (after_loaded | ~straddles)
-        go = have & w.i.ready & planned & ~bare
         drop, shift, skip = Signal(), Signal(), Signal()  # shift: `word` is loaded; skip: past `after`
         m.d.comb += [
-            w.i.valid.eq(planned & ~bare & (halted | have)),
-            take.eq(planned & (bare | ((halted | have) & w.i.ready))),
-            drop.eq(go & leaves),
+            w.i.valid.eq(carries & (halted | have)),
+            free.eq(~carries | ((halted | have) & w.i.ready)),  # the plan, if any, is carried out
+            drop.eq(drops & have & w.i.ready),
             shift.eq(~loaded | drop),
             skip.eq(shift & (~after_loaded | (drop & leaves_both))),
             words.ready.eq(shift | ~after_loaded),
@@ -277,7 +301,7 @@ class StoreEngine(wiring.Component):
             axi.wdata.eq(w.o.payload.data),
             axi.wstrb.eq(w.o.payload.strb),
             axi.wlast.eq(w.o.payload.last),
-            read_signals.complete.eq(take & end),
+            read_signals.complete.eq(planned & free & end),
         ]
 
         # Responses, in order with what was refused or empty.
@@ -324,6 +348,6 @@ class StoreEngine(wiring.Component):
             self.count_write_beat.eq(axi.wvalid & axi.wready),
             self.count_wait_aw.eq(starts & ~aw.i.ready),
             self.count_wait_w.eq(axi.wvalid & ~axi.wready),
-            self.count_wait_sram.eq(planned & ~bare & ~have),
+            self.count_wait_sram.eq(carries & ~have),
         ]
         return m

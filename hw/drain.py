@@ -136,7 +136,7 @@ class Drain(wiring.Component):
             self.error_addr.eq(addr),
             self.pc.eq(error_pc),
         ]
-        maxima = [Signal(32, name=f"max_{r}", init=MINUS_INF) for r in lanes]
+        maxima = [Signal(32, name=f"max_{r}", reset_less=True) for r in lanes]
         # Lane words of the command are due; they are out, its maxima are due.
         copies, maximum = Signal(), Signal()
         write_max = Signal()
@@ -192,7 +192,7 @@ class Drain(wiring.Component):
                 max_beyond.eq(new.max_out[sram:].any()),
             ]
 
-        reset_only = Signal()  # a cycle late: no word is compared so soon
+        reset_only = Signal(init=1)  # a cycle late: no word is compared so soon
         m.d.sync += reset_only.eq(active & ~command.emit & ~full & command.max_first)
         for r, best in enumerate(maxima):
             value = word[32 * r : 32 * r + 32]

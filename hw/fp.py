@@ -19,6 +19,7 @@ __all__ = [
     "IntScaleToFloat",
     "Cuts",
     "above",
+    "below",
     "bf16_to_f32",
     "canonical",
     "f32_to_bf16",
@@ -91,9 +92,13 @@ def total_order_key(x: Value) -> Value:
 
 
 def above(a: Value, b: Value) -> Value:
-    """Whether a is after b in total order, from one comparison of magnitudes (bit 0 makes it <= for a >=
-    0)."""
-    return Mux(a[31] ^ b[31], b[31], (Cat(a[31], a[:31]) < Cat(Const(1, 1), b[:31])) ^ ~a[31])
+    """Whether a is after b in total order: `below(a, b)` is the late part of it, behind one gate."""
+    return Mux(below(a, b), b[31], ~a[31])
+
+
+def below(a: Value, b: Value) -> Value:
+    """Whether the magnitude of a is below that of b, or equal to it and a is not negative (bit 0)."""
+    return Cat(a[31], a[:31]) < Cat(Const(1, 1), b[:31])
 
 
 def fp_max(a: Value, b: Value) -> Value:
@@ -236,8 +241,9 @@ class FpAdd(wiring.Component):
             sum=(s.sum << bits)[:27],
         )
 
-        # 6: round; the carry runs into the exponent and makes infinity by itself.
-        body = Cat(s.sum[4:27], s.exp) + (s.sum[3] & (s.sum[4] | s.sum[:3].any()))
+        # 6: round; the carry runs into the exponent and makes infinity by itself. It arises in the chain,
+        # where the half meets what makes it count.
+        body = (Cat(s.sum[3:27], s.exp) + (s.sum[4] | s.sum[:3].any()))[1:]
         s = cut(o=_pack(s.sign, body, zero=s.zero | ~s.exp.any(), inf=s.inf, nan=s.nan))
         m.d.comb += self.o.eq(s.o)
         return m
@@ -331,8 +337,7 @@ class FpMul(wiring.Component):
         frac = Mux(high, s.p[6:29], s.p[5:28])
         half = Mux(high, s.p[5], s.p[4])
         rest = s.sticky | s.p[:4].any() | (high & s.p[4])
-        up = edge | (half & (frac[0] | rest))
-        body = (Cat(Const(1, 1), frac, s.exp) + Cat(up, Const(0, 23), high))[1:32]
+        body = (Cat(half | edge, frac, s.exp) + Cat(frac[0] | rest | edge, Const(0, 23), high))[1:32]
         s = cut(
             o=_pack(s.sign, body, zero=s.zero | under, inf=s.inf | over, nan=s.nan, no_fraction=edge)
         )

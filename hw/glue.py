@@ -147,8 +147,9 @@ class RoundRobin(wiring.Component):
     """Round-robin arbiter of `count` requestors: `grant` is one-hot (0 without requests), combinational from
     `requests`.
 
-    While `advance` is high and something is granted, the turn moves past the granted requestor; while it is
-    low, the turn stays. A requestor that keeps asking is granted after at most count - 1 grants to others.
+    While `advance` is high, the turn moves past the granted requestor (without requests: to the first one);
+    while it is low, the turn stays. A requestor that asks in every cycle is granted after at most count - 1
+    grants to others.
     """
 
     def __init__(self, count: int):
@@ -163,17 +164,11 @@ class RoundRobin(wiring.Component):
         if n == 1:
             m.d.comb += self.grant.eq(self.requests)
             return m
-        # x & ~(x - turn) isolates the first set bit of x at or above the one-hot `turn`: one carry chain.
-        # The requests are unrolled twice, so that the search wraps.
-        turn = Signal(n, init=1)
-        twice, first = Signal(2 * n), Signal(2 * n)
-        m.d.comb += [
-            twice.eq(Cat(self.requests, self.requests)),
-            first.eq(twice & ~(twice - turn)),
-            self.grant.eq(first[:n] | first[n:]),
-        ]
-        with m.If(self.advance & self.requests.any()):
-            m.d.sync += turn.eq(self.grant.rotate_left(1))
+        behind = Signal(n)  # those behind the one granted last
+        ahead = self.requests & behind
+        m.d.comb += self.grant.eq(Mux(ahead.any(), lowest(ahead), lowest(self.requests)))
+        with m.If(self.advance):
+            m.d.sync += behind.eq(Cat(self.grant[:k].any() for k in range(n)))
         return m
 
 

@@ -5,8 +5,9 @@ from amaranth.lib.wiring import In, Out
 from amaranth.utils import exact_log2
 
 from .config import TileConfig
-from .glue import Fifo, exceeds, raw
+from .glue import exceeds, raw
 from .isa import BY_OP, Error, Op
+from .memory import DualPortRam
 from .ports import SEM_BITS, SramRead, SramWrite, unit_members
 from .queue import RegisterQueue
 from .semaphores import add_layout
@@ -184,7 +185,8 @@ class Receiver(wiring.Component):
 class Sender(wiring.Component):
     """Cuts a request {tile, src, dst, len, sem} into WRITE packets; the last one carries the signal.
 
-    Members: `i` (in range), taken when it starts; `done` pulses when its last flit is in the output register;
+    Members: `i` (in range), taken when it starts; `done` pulses a cycle after its last flit went into the
+    output register;
     `cut`: end the current request after the packet under way. `o`: flits, one per cycle, from a register that
     is filled again in the cycle in which `o.ready` empties it.
     """
@@ -201,13 +203,15 @@ class Sender(wiring.Component):
         config, size = self.config, exact_log2(FLIT_BYTES)
         word = exact_log2(config.word_bytes)
         lanes = config.word_bytes // FLIT_BYTES
-        m.submodules.fifo = fifo = Fifo(8 * FLIT_BYTES, BUFFER)
+        m.submodules.buffer = buffer = DualPortRam(width=8 * FLIT_BYTES, depth=BUFFER)
         # The far end has a buffer of its own: no other cuts the way of `ready`.
         flit, send, space = Signal(flit_layout), Signal(), Signal()
         held = Signal(flit_layout, reset_less=True)
         m.d.comb += [space.eq(~self.o.valid | self.o.ready), raw(self.o.payload).eq(raw(held))]
         with m.If(space):  # whether there is a flit or not
             m.d.sync += [self.o.valid.eq(send), held.eq(flit)]
+        sends_data, ended = Signal(), Signal()
+        m.d.sync += self.done.eq(ended)
         # The request; it has no data; it has no signal.
         now, empty, silent = Signal(request_layout(config), reset_less=True), Signal(), Signal()
         flits = len(now.len)
@@ -222,9 +226,10 @@ class Sender(wiring.Component):
         fetching, has_credit = Signal(), Signal(init=1)  # fetch_left and credit are not 0
         request = self.read.req
         issue, pop, popped = Signal(), Signal(), Signal()
+        ready, taken = Signal(), Signal()  # the buffer's read register holds a flit; it goes if it is there
         m.d.comb += [
             request.valid.eq(fetching & has_credit), request.payload.eq(fetch[word - size:]),
-            issue.eq(request.valid & request.ready), pop.eq(fifo.o.valid & fifo.o.ready),
+            issue.eq(request.valid & request.ready), pop.eq(ready & taken),
         ]
         m.d.sync += [
             popped.eq(pop), credit.eq(credit - issue + popped),
@@ -233,13 +238,24 @@ class Sender(wiring.Component):
         with m.If(issue):
             m.d.sync += [fetch.eq(fetch + 1), fetch_left.eq(fetch_left - 1), fetching.eq(fetch_left != 1)]
         lane = Signal(max(word - size, 1))
-        m.d.comb += [fifo.i.valid.eq(self.read.valid),
-                     fifo.i.payload.eq(self.read.data.word_select(lane, 8 * FLIT_BYTES) if lanes > 1
-                                       else self.read.data)]
+        # The buffer, which the credits keep from overflowing; stored: it is not empty.
+        front, back, stored = Signal(range(BUFFER)), Signal(range(BUFFER)), Signal()
+        pull = stored & (~ready | taken)
+        m.d.comb += [buffer.wstrb.eq(self.read.valid), buffer.waddr.eq(back),
+                     buffer.wdata.eq(self.read.data.word_select(lane, 8 * FLIT_BYTES) if lanes > 1
+                                     else self.read.data),
+                     buffer.ren.eq(pull), buffer.raddr.eq(front)]
+        m.d.sync += [ready.eq(pull | (ready & ~taken)),
+                     stored.eq(self.read.valid | Mux(pull, (front + 1)[:len(front)] != back, stored))]
+        with m.If(self.read.valid):
+            m.d.sync += back.eq(back + 1)
+        with m.If(pull):
+            m.d.sync += front.eq(front + 1)
         with m.If(self.read.valid & (lanes > 1)):
             m.d.sync += lane.eq(lane + 1)
 
         head = Signal(head_layout)
+        used = len(raw(head)) - len(head.zero)
         packet = Signal(range(MAX_FLITS + 1))
         packets = left[exact_log2(MAX_FLITS):]
 
@@ -254,6 +270,10 @@ class Sender(wiring.Component):
             head.length.eq(packet << size),
             head.kind.eq(Mux(empty, Kind.SIGNAL, Kind.WRITE)), head.sem.eq(Mux(final, now.sem, 0)),
             head.count.eq(final),
+            # 0 above the head: of gates, else synthesis makes it a reset, which would wait for `space`.
+            flit.data.eq(Cat(Mux(sends_data, buffer.rdata[:used], raw(head)[:used]),
+                             buffer.rdata[used:] & sends_data.replicate(len(head.zero)))),
+            flit.head.eq(~sends_data), flit.last.eq(Mux(sends_data, last, empty)),
         ]
         with m.FSM():
             with m.State("IDLE"):
@@ -270,34 +290,31 @@ class Sender(wiring.Component):
                     m.d.sync += fetching.eq(0)
                     m.next = "FLUSH"
                 with m.Elif(empty & silent):
-                    m.d.comb += self.done.eq(1)
+                    m.d.comb += ended.eq(1)
                     m.next = "IDLE"
                 with m.Else():
-                    m.d.comb += [send.eq(1), flit.head.eq(1), flit.last.eq(empty),
-                                 flit.data.eq(head)]
+                    m.d.comb += send.eq(1)
                     with m.If(space):
                         m.d.sync += [in_packet.eq(packet), last.eq(packet == 1), ends.eq(final),
                                      packets.eq(packets - 1), final.eq(fits(left, 1)),
                                      now.dst.eq(now.dst + MAX_FLITS * FLIT_BYTES)]
                         m.next = "DATA"
                         with m.If(empty):
-                            m.d.comb += self.done.eq(1)
+                            m.d.comb += ended.eq(1)
                             m.next = "IDLE"
             with m.State("DATA"):
-                m.d.comb += [send.eq(fifo.o.valid), fifo.o.ready.eq(space),
-                             flit.data.eq(fifo.o.payload),
-                             flit.last.eq(last)]
+                m.d.comb += [send.eq(ready), taken.eq(space), sends_data.eq(1)]
                 with m.If(pop):
                     m.d.sync += [in_packet.eq(in_packet - 1), last.eq(in_packet == 2)]
                     with m.If(last):
                         m.next = "HEAD"
                         with m.If(ends):
-                            m.d.comb += self.done.eq(1)
+                            m.d.comb += ended.eq(1)
                             m.next = "IDLE"
             with m.State("FLUSH"):
-                m.d.comb += fifo.o.ready.eq(1)
+                m.d.comb += taken.eq(1)
                 with m.If(credit == BUFFER):
-                    m.d.comb += self.done.eq(1)
+                    m.d.comb += ended.eq(1)
                     m.next = "IDLE"
         return m
 

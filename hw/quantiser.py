@@ -115,7 +115,7 @@ class Quantiser(wiring.Component):
         # block before, whatever the sizes of the two.
         slot, padding = Signal(range(32)), Signal()
         idle = Signal(range(columns + 2), init=columns + 1)  # since the last block's end
-        begin, held = slot == 0, Signal(2)
+        begin, held = Signal(init=1), Signal(2)  # slot == 0
         block = Mux(begin, self.i.payload.block, held)
         ends = slot == (Const(31, 5) >> block)
         spaced = idle >= Mux(
@@ -132,7 +132,8 @@ class Quantiser(wiring.Component):
         ]
         m.d.sync += blocks.eq(blocks + self.scales.ready - left)
         with m.If(take):
-            m.d.sync += [slot.eq(Mux(ends, 0, slot + 1)), padding.eq((padding | self.i.payload.last) & ~ends)]
+            m.d.sync += [slot.eq(Mux(ends, 0, slot + 1)), begin.eq(ends)]
+            m.d.sync += [padding.eq((padding | self.i.payload.last) & ~ends)]
         m.d.sync += idle.eq(Mux(take & ends, 0, Mux(idle == columns + 1, idle, idle + 1)))
         scale_now, scale_held = Signal(8 * columns), Signal(8 * columns)
         m.d.comb += scale_now.eq(Mux(begin, self.scales.payload, scale_held))

@@ -2,6 +2,7 @@
 from amaranth import Cat, Const, Module, Mux, Signal
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.utils import exact_log2
 
 from .config import TileConfig
 from .glue import RoundRobin, lowest, onehot_mux, raw
@@ -12,6 +13,7 @@ from .ports import SEM_BITS
 __all__ = ["COUNT_BITS", "Semaphores", "add_layout"]
 
 COUNT_BITS = 16
+PARTS = 8
 add_layout = data.StructLayout({"sem": SEM_BITS, "count": COUNT_BITS})
 
 
@@ -21,8 +23,8 @@ class Semaphores(wiring.Component):
     Members
         signal: one stream of semaphore numbers per unit, each item adds 1 (number 0 is never sent).
         add: two streams (sequencer, NoC) of {sem, count}. Here as in `signal`, `ready` is a register.
-        wait: one stream of {sem, count} per thread; it is taken when the counter is at least `count`, which
-        it then loses.
+        wait: one stream of {sem, count} per thread; it is taken when the counter is at least `count` (not
+        0), which it then loses.
         error, error_sem: high from the cycle after an addition went over 65535; the counter then keeps its
         value.
         idle: nothing offered and nothing in flight, except waits that cannot be satisfied.
@@ -72,7 +74,7 @@ class Semaphores(wiring.Component):
         asked, op = Signal(add_layout), Signal(add_layout)  # asked: by a wait, else 0
         minus = Signal()  # a wait's, not an addition
         busy, write = Signal(), Signal()
-        known = Signal(2)  # one for each half of the counters: the rest of the choice is the next cycle's
+        known = Signal(PARTS)  # one for each part of the counters: the rest of the choice is the next cycle's
         tried = Signal(len(THREADS))
         first = Signal(len(THREADS))
         # never twice in a row: its result is not out yet
@@ -89,23 +91,26 @@ class Semaphores(wiring.Component):
                 raw(asked).eq(onehot_mux(first, [w.payload for w in self.wait])),
             ]
         number = raw(asked) | onehot_mux(adder, additions)
-        with m.If(~write):  # the cycle of the read
-            m.d.sync += op.eq(number)
-        sem, half = number[:len(counters.raddr)], len(written) // 2
+        with m.If(~write):  # the cycle of the read; a wait subtracts
+            m.d.sync += op.eq(number ^ Cat(Const(0, SEM_BITS), minus.replicate(COUNT_BITS)))
+        sem, part = number[:len(counters.raddr)], len(written) // PARTS
+        low = len(sem) - exact_log2(PARTS)
         m.d.comb += [counters.raddr.eq(sem), counters.ren.eq(~write)]
         m.d.sync += [
             write.eq(busy & ~write),
-            known.eq(Cat(part.bit_select(sem[:-1], 1) for part in (written[:half], written[half:]))),
+            known.eq(Cat(written[k * part:(k + 1) * part].bit_select(sem[:low], 1) for k in range(PARTS))),
         ]
 
-        # One adder; what goes over 65535 or below 0 has the carry or lacks it.
-        value, total = Signal(COUNT_BITS), Signal(COUNT_BITS + 1)
+        # One adder; what goes over 65535 or below 0 has the carry or lacks it. A counter that is 0 becomes
+        # what is added, and satisfies no wait.
+        total, filled = Signal(COUNT_BITS + 1), Signal()
         done, over = Signal(), Signal()
         m.d.comb += [
-            value.eq(counters.rdata & Mux(op.sem[len(sem) - 1], known[1], known[0]).replicate(COUNT_BITS)),
-            total.eq(value + (op.count ^ minus.replicate(COUNT_BITS)) + minus),
-            over.eq(total[-1] ^ minus), done.eq(write & ~over),
-            counters.wstrb.eq(done), counters.waddr.eq(op.sem), counters.wdata.eq(total),
+            filled.eq(known.bit_select(op.sem[low:len(sem)], 1)),
+            total.eq(counters.rdata + op.count + minus),
+            over.eq(Mux(filled, total[-1] ^ minus, minus)), done.eq(write & ~over),
+            counters.wstrb.eq(done), counters.waddr.eq(op.sem),
+            counters.wdata.eq(Mux(filled, total[:COUNT_BITS], op.count)),
         ]
         with m.If(self.clear):
             m.d.sync += written.eq(0)

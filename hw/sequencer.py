@@ -164,7 +164,7 @@ class Sequencer(wiring.Component):
         s.wait_pc = [Signal(PC_BITS, name=f"wait_pc_{t}") for t in range(N)]
         s.pending = Cat(w.valid for w in self.wait)
         s.room, s.frozen = Signal(N), Signal()
-        s.init_row, s.init = Signal(range(INIT_ROWS + 1)), Signal()
+        s.init_row, s.init = Signal(range(INIT_ROWS)), Signal(init=1)
         s.late_busy, s.add_busy, s.late_thread, s.late_rd = Signal(), Signal(), Signal(N), Signal(4)
         # Burst: fetch side; data side (operands not yet decoded).
         s.b_fetch, s.b_pc, s.b_start = Signal(), Signal(ADDR_BITS), Signal()
@@ -187,6 +187,9 @@ class Sequencer(wiring.Component):
         s.x_a, s.x_y, s.x_code, s.x_value = Signal(32), Signal(32), Signal(4), Signal(32)
         s.x_next, s.x_skip, s.x_start = Signal(ADDR_BITS), Signal(ADDR_BITS), Signal(ADDR_BITS)
         s.x_count, s.x_more = Signal(32), Signal()
+        s.x_write, s.x_finish = Signal(), Signal()  # it has a result at once; the thread goes on at once
+        s.z_beats, s.z_going = Signal(N), Signal(N)
+        s.z_index, s.z_y = Signal(5), Signal(32)
         for name in ("instr", "burst", "finish", "failed", "sem", "bad_amount", "odd", "beyond",
                      "loops", "none", "full", "empty", "again", "pop"):
             setattr(s, f"z_{name}", Signal(name=f"z_{name}"))
@@ -200,14 +203,15 @@ class Sequencer(wiring.Component):
         starting, launch = Signal(), Signal()
         going = Signal(N)
         m.d.comb += [
-            s.init.eq(s.init_row != INIT_ROWS), self.ready.eq(~s.init),
+            self.ready.eq(~s.init),
             s.frozen.eq(self.stop | self.error.valid),
             launch.eq(starting & (self.complete | (self.loaded >= ENTRY_WORDS))),
             going.eq(s.go & ~s.pending & ~s.frozen.replicate(N)),
-            s.wake[1].eq(going), self.issued.eq(going), self.waiting.eq(s.pending),
+            s.wake[1].eq(going), self.issued.eq(s.z_going), self.waiting.eq(s.pending),
             self.done.eq(~starting & ~self.start & self.halted.all() & ~s.pending.any() & ~self.add.valid),
         ]
-        m.d.sync += [s.init_row.eq(s.init_row + s.init), s.go.eq(s.go & ~going)]
+        m.d.sync += [s.init_row.eq(s.init_row + s.init), s.init.eq(s.init & (s.init_row != INIT_ROWS - 1)),
+                     s.go.eq(s.go & ~going)]
         with m.If(self.start):
             m.d.sync += starting.eq(1)
         with m.If(launch):
@@ -236,15 +240,17 @@ class Sequencer(wiring.Component):
         pick, space = Signal(N), Signal()  # the next thread is chosen a cycle ahead
         pc, thread = Signal(ADDR_BITS), Signal(N)
         m_first, m_second, m_burst, m_pc = Signal(), Signal(), Signal(), Signal(ADDR_BITS)
-        counting, counted = Signal(), Signal()
-        fetched, left = Signal(6), Signal(6)
-        b_thread = Signal(N)
+        counting, final = Signal(), Signal()  # final: the next operand word is the last
+        number, words, total = Signal(6), Signal(6), Signal(6)
+        b_thread, b_loaded = Signal(N), Signal()
+        # Whether the next operand word is loaded is found a cycle ahead, for the word behind the last one.
+        newest, before = Signal(ADDR_BITS), Signal(ADDR_BITS)
 
         m.d.sync += free.eq(~(s.hold_wait & s.pending)
                             & ~(s.hold_burst & ~(s.room & ~s.b_fetch.replicate(N))))
         m.d.comb += [
-            burst.eq(s.b_fetch & ~second & ((s.b_pc < self.loaded) | self.complete)
-                     & ~(counted & (fetched == left))),
+            burst.eq(s.b_fetch & ~second & b_loaded),
+            before.eq(Mux(s.d_second & ~s.b_fetch, s.d_pc, s.b_pc)),
             turns.requests.eq(s.idle & free & ~pick),
             first.eq(~second & ~burst & ~s.frozen & pick.any()),
             space.eq(first | ~pick.any()), turns.advance.eq(space),
@@ -253,28 +259,29 @@ class Sequencer(wiring.Component):
             self.addr.eq(pc),
             self.count_words.eq(first | second | burst),
         ]
-        m.d.sync += second.eq(first)
+        m.d.sync += [second.eq(first), newest.eq(self.loaded - self.loaded.any()),
+                     b_loaded.eq((before < newest) | self.complete)]
         with m.If(space):
             m.d.sync += pick.eq(turns.grant)
 
-        # A burst has as many words as its mask has bits, known two cycles later: one word is read before
-        # that.
+        # A burst has as many words as its mask has bits, counted in two cycles: one word is read before that.
         groups = [Signal(4, name=f"group_{k}") for k in range(4)]
         for k, group in enumerate(groups):
             with m.If(s.d_second):
                 m.d.sync += group.eq(sum(s.d_word[8 * k + b] for b in range(8)))
+        m.d.comb += [total.eq(sum(groups)), final.eq(Mux(counting, total == 1, number == words))]
         m.d.sync += counting.eq(s.b_start)
         with m.If(counting):
-            m.d.sync += [left.eq(sum(groups)), counted.eq(1)]
+            m.d.sync += words.eq(total)
         # That an instruction goes on is known late: what matters only then is set up in any case.
         with m.If(s.b_start):
             m.d.sync += s.b_fetch.eq(1)
-        with m.Elif(~burst & counted & (fetched == left)):
+        with m.Elif(burst & final):
             m.d.sync += s.b_fetch.eq(0)
         with m.If(s.d_second & ~s.b_fetch):
-            m.d.sync += [s.b_pc.eq(s.d_pc + 1), fetched.eq(0), counted.eq(0), b_thread.eq(s.d_thread)]
+            m.d.sync += [s.b_pc.eq(s.d_pc + 1), number.eq(1), b_thread.eq(s.d_thread)]
         with m.Elif(burst):
-            m.d.sync += [s.b_pc.eq(s.b_pc + 1), fetched.eq(fetched + 1)]
+            m.d.sync += [s.b_pc.eq(s.b_pc + 1), number.eq(number + 1)]
         with m.If(s.frozen):
             m.d.sync += s.b_fetch.eq(0)
 
@@ -433,6 +440,7 @@ class Sequencer(wiring.Component):
             m.d.sync += [*(getattr(s, f"e_{n}").eq(getattr(s, f"r_{n}")) for n, _ in s.common[2:] + s.addend),
                          a.eq(s.minuends.rdata), b.eq(s.addends.rdata), loop.eq(s.loops.rdata)]
         skip = Signal(17)
+        direct = ((s.e_op == Op.LI) | (s.e_op == Op.ARG) | ((s.e_op == Op.ALU) & ~s.e_late))
         start, count = loop[:ADDR_BITS], loop[ADDR_BITS:]
         m.d.comb += skip.eq(s.e_pc + _field(s.e_word, Op.LOOP, "skip"))
         m.d.sync += [s.x_instr.eq(s.e_instr), s.x_burst.eq(s.e_burst)]
@@ -444,7 +452,10 @@ class Sequencer(wiring.Component):
                 s.x_next.eq(s.e_pc + Mux(s.e_two, 2, 1)),
                 s.x_skip.eq(skip[:ADDR_BITS] | skip[ADDR_BITS:].any().replicate(ADDR_BITS)),
                 s.x_start.eq(start), s.x_count.eq(count - 1), s.x_more.eq(count != 1),
-                s.x_code.eq(Error.NONE), s.x_value.eq(s.e_word),
+                s.x_code.eq(Error.NONE), s.x_value.eq(s.e_word), s.x_write.eq(direct),
+                # HALT ends; LDS is finished by its data, a unit instruction by its go beat.
+                s.x_finish.eq(direct | reduce(or_, (s.e_op == op for op in (Op.WAIT, Op.SIGNAL, Op.LOOP,
+                                                                            Op.END)))),
             ]
             with m.If(s.e_bad_pc):
                 m.d.sync += [s.x_code.eq(Error.PC_RANGE), s.x_value.eq(s.e_pc)]
@@ -465,7 +476,7 @@ class Sequencer(wiring.Component):
         """Results and operands leave; what the sum decides is found, for the last stage."""
         y, word = s.x_y, s.x_word
         active, okay, burst, complete = Signal(), Signal(), Signal(), Signal()
-        write, result, finish = Signal(), Signal(32), Signal()
+        result = Signal(32)
         sem = _field(word, Op.WAIT, "sem")
         amount = Cat(sem, y[:COUNT_BITS])  # an add_layout
         depth = onehot_mux(s.x_thread, s.depth)
@@ -475,42 +486,40 @@ class Sequencer(wiring.Component):
             s.late.take.eq(s.x_instr & s.x_late), s.late.x.eq(s.x_a), s.late.y.eq(y),
             s.late.func.eq(_field(word, Op.ALU, "func")),
         ]
-        with m.Switch(s.x_op):
-            with m.Case(Op.LI, Op.ARG):
-                m.d.comb += [write.eq(1), finish.eq(1)]
-            with m.Case(Op.ALU):
-                m.d.comb += [write.eq(~s.x_late), finish.eq(~s.x_late), s.late.start.eq(okay & s.x_late),
-                             result.eq(fast_alu(m, _field(word, Op.ALU, "func"), s.x_a, y))]
-            with m.Case(Op.WAIT, Op.SIGNAL, Op.LOOP, Op.END):
-                m.d.comb += finish.eq(1)
-            # HALT ends; LDS is finished by its data, a unit instruction by its go beat.
+        with m.If(s.x_op == Op.ALU):
+            m.d.comb += [s.late.start.eq(okay & s.x_late),
+                         result.eq(fast_alu(m, _field(word, Op.ALU, "func"), s.x_a, y))]
 
         # The thread may go on, after a fault as well: nothing is fetched then.
-        m.d.comb += [s.wake[4].eq(s.x_thread & (active & finish).replicate(N)),
+        m.d.comb += [s.wake[4].eq(s.x_thread & (active & s.x_finish).replicate(N)),
                      complete.eq((okay | (burst & (s.x_code == 0))) & s.x_last)]
         for t in range(N):
             with m.If(s.x_thread[t] & complete):
                 m.d.sync += s.go[t].eq(1)
             with m.If(s.x_thread[t] & s.x_instr & (s.x_op == Op.WAIT)):  # none is pending then
                 m.d.sync += [raw(self.wait[t].payload).eq(amount), s.wait_pc[t].eq(s.x_pc)]
+            # Beats leave a cycle later, from registers: the units are far away.
             beat, going = self.beats[t], s.wake[1][t]
+            m.d.sync += s.z_beats[t].eq(going | (burst & s.x_thread[t] & (s.x_code == 0)))
             m.d.comb += [
-                beat.valid.eq(going | (burst & s.x_thread[t] & (s.x_code == 0))),
-                beat.payload.go.eq(going), beat.payload.index.eq(s.x_index),
-                beat.payload.value.eq(Mux(going, s.go_value[t], y)),
+                beat.valid.eq(s.z_beats[t]), beat.payload.go.eq(s.z_going[t]),
+                beat.payload.index.eq(s.z_index),
+                beat.payload.value.eq(Mux(s.z_going[t], s.go_value[t], s.z_y)),
             ]
+        m.d.sync += [s.z_going.eq(s.wake[1]), s.z_index.eq(s.x_index), s.z_y.eq(y)]
         with m.If(s.x_instr & (s.x_op == Op.SIGNAL)):  # none is under way then
             m.d.sync += raw(self.add.payload).eq(amount)
 
-        # Register file, written a cycle later: initialisation, else results at once, else late results.
+        # Register file, written a cycle later: initialisation, else results at once, else late results (there
+        # are none during the initialisation, and they wait for a result that then fails as well).
         late, strobe = Signal(), Signal()
         row, value = Signal.like(s.minuends.waddr), Signal(32)
-        m.d.comb += [late.eq(s.late.o.valid & ~(okay & write) & ~s.init), s.late.o.ready.eq(late),
+        m.d.comb += [late.eq(s.late.o.valid & ~(s.x_instr & s.x_write)), s.late.o.ready.eq(late),
                      s.wake[3].eq(s.late_thread & late.replicate(N))]
         with m.If(late):
             m.d.sync += s.late_busy.eq(0)
         m.d.sync += [
-            strobe.eq((okay & write) | late | s.init),
+            strobe.eq((okay & s.x_write) | late | s.init),
             row.eq(Mux(s.init, s.init_row,
                        Mux(late, Cat(s.late_rd, _encode(s.late_thread)),
                            Cat(_field(word, Op.LI, "rd"), _encode(s.x_thread))))),
@@ -536,7 +545,7 @@ class Sequencer(wiring.Component):
             s.z_empty.eq((s.x_op == Op.END) & (depth == 0)),
             s.z_again.eq((s.x_op == Op.END) & s.x_more), s.z_pop.eq((s.x_op == Op.END) & ~s.x_more),
             s.z_row.eq(Cat((depth - (s.x_op == Op.END))[:2], _encode(s.x_thread))),
-            s.z_finish.eq(complete | (s.x_instr & (finish | (s.x_op == Op.LDS) | (s.x_op == Op.ALU)))),
+            s.z_finish.eq(complete | (s.x_instr & (s.x_finish | (s.x_op == Op.LDS) | (s.x_op == Op.ALU)))),
         ]
 
     def _complete(self, m: Module, s: SimpleNamespace) -> None:

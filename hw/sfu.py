@@ -114,43 +114,47 @@ class Sfu(wiring.Component):
         func = self.func
         exp_in, frac_in, neg = a[23:31], a[:23], a[31]
         is_exp2, is_recip, is_rsqrt = func == EXP2, func == RECIP, func == RSQRT
-        tiny, huge, nan = exp_in == 0, exp_in == 255, (exp_in == 255) & frac_in.any()
-        beyond = (exp_in > 133) | ((exp_in == 133) & neg & (frac_in > 0x7C0000))  # exp2: x >= 128 or x < -126
         exp = Signal(signed(10))
         m.d.comb += exp.eq(Mux(is_recip, 253 - exp_in, Mux(is_rsqrt, 190 - ((exp_in + 1) >> 1), exp_in)))
         s = cut(
             func=func,
-            neg=neg & is_exp2,
+            neg=neg,
             frac=frac_in,
+            top=frac_in[18:].any(),
+            rest=frac_in[:18].any(),
             shift=Mux(is_exp2, 133 - exp_in, 6),
-            one=~tiny,
+            one=exp_in != 0,
             exp=exp,
             odd=is_rsqrt & ~exp_in[0],
-            sign=neg & ((func == IDENTITY) | is_recip),
-            nan=nan | (is_rsqrt & neg & ~tiny),
-            zero=Mux(is_exp2, beyond & neg, Mux(func == IDENTITY, tiny, huge)),
-            inf=Mux(is_exp2, beyond & ~neg, Mux(func == IDENTITY, huge, tiny)),
+            huge=exp_in == 255,
+            over=exp_in > 133,
+            edge=(exp_in == 133) & frac_in[18:].all(),
         )
 
-        # 2: |x| with 23 fraction bits; guard and sticky below. Shifts of 32 and more leave nothing. -(mag +
-        # up) is ~mag + ~up.
+        # 2: |x| with 23 fraction bits; guard and sticky below. Shifts of 32 and more leave nothing. Special
+        # values.
+        is_exp2, is_recip, is_rsqrt = s.func == EXP2, s.func == RECIP, s.func == RSQRT
+        beyond = s.over | (s.edge & s.neg & s.rest)  # exp2: x >= 128 or x < -126
+        negate = s.neg & is_exp2
         none = ~s.one | s.shift[5:].any()
         shifted, out = shift_right(Cat(Const(0, 7), s.frac, Const(1, 1)), s.shift[:5])
         s = cut(
             func=s.func,
             exp=s.exp,
             odd=s.odd,
-            sign=s.sign,
-            nan=s.nan,
-            zero=s.zero,
-            inf=s.inf,
-            neg=s.neg & ~none,
-            mag=Mux(none, 0, shifted[1:] ^ s.neg.replicate(30)),
-            up=Mux(none, 0, (shifted[0] & (shifted[1] | out)) ^ s.neg),
+            sign=s.neg & ((s.func == IDENTITY) | is_recip),
+            nan=(s.huge & (s.top | s.rest)) | (is_rsqrt & s.neg & s.one),
+            zero=Mux(is_exp2, beyond & s.neg, Mux(s.func == IDENTITY, ~s.one, s.huge)),
+            inf=Mux(is_exp2, beyond & ~s.neg, Mux(s.func == IDENTITY, s.huge, ~s.one)),
+            neg=negate & ~none,
+            mag=Mux(none, 0, shifted[1:] ^ negate.replicate(30)),
+            guard=shifted[0] & ~none,
+            sticky=shifted[1] | out,
         )
 
-        # 3: round, and bias the exponent.
-        v = (Cat(Const(1, 24), Const(127, 10)) + Cat(s.up, s.mag, s.neg.replicate(3)))[1:34]
+        # 3: round, and bias the exponent. -(mag + up) is ~mag + ~up.
+        up = (s.guard & s.sticky) ^ s.neg
+        v = (Cat(Const(1, 24), Const(127, 10)) + Cat(up, s.mag, s.neg.replicate(3)))[1:34]
         s = cut(
             func=s.func,
             frac=v[:23],
@@ -211,14 +215,18 @@ class Sfu(wiring.Component):
             p=s.slope * s.lo, t0=s.t0, fall=s.fall, exp=s.exp, sign=s.sign, nan=s.nan, zero=s.zero, inf=s.inf
         )
 
-        # 8, 9: round it to 24 significant bits in place: bit k is dropped if the product reaches 2^(24 + k).
-        # Inverted where it is to be subtracted.
-        drop = Cat(s.p[24 + k :].any() for k in range(10))
-        lowest_kept = Cat(~drop, Const(1, 1)) & Cat(Const(0, 1), drop)  # none if nothing is dropped
+        # 8, 9: round it to 24 significant bits in place: bit k is dropped if the product reaches 2^(24 + k),
+        # which is found out in three groups of bits, then for all of them. `odd` is the lowest bit that stays
+        # (0 if nothing is dropped). Inverted where it is to be subtracted.
+        drops, odds = [], []
+        for low, high in ((0, 3), (3, 6), (6, 10)):
+            drops.append(Cat(s.p[24 + k : 24 + high].any() for k in range(low, high)))
+            odds.append(Cat(s.p[24 + k] & ~s.p[25 + k : 24 + high].any() & s.p[1 + k]
+                            for k in range(low, high)).any())
         s = cut(
             p=s.p,
-            drop=drop,
-            odd=(s.p[:11] & lowest_kept).any(),
+            drops=Cat(drops),
+            odds=Cat(odds),
             t0=s.t0,
             fall=s.fall,
             exp=s.exp,
@@ -227,9 +235,12 @@ class Sfu(wiring.Component):
             zero=s.zero,
             inf=s.inf,
         )
-        p = (Cat(Const(1, 1), s.p) + Cat(s.odd, s.drop[1:]))[1:]  # p + (half - 1) + odd, one carry chain
+        middle, upper = s.drops[3], s.drops[6]  # whether a bit of the group is set
+        drop = s.drops | Cat((middle | upper).replicate(3), upper.replicate(3))
+        odd = s.odds[2] | (~upper & (s.odds[1] | (~middle & s.odds[0])))
+        p = (Cat(Const(1, 1), s.p) + Cat(odd, drop[1:]))[1:]  # p + (half - 1) + odd, one carry chain
         s = cut(
-            p=(p & Cat(~s.drop, Const(-1, 25))) ^ s.fall.replicate(35),
+            p=(p & Cat(~drop, Const(-1, 25))) ^ s.fall.replicate(35),
             t0=s.t0,
             fall=s.fall,
             exp=s.exp,
@@ -245,8 +256,7 @@ class Sfu(wiring.Component):
 
         # 11: round to 24 bits; the carry may enter the exponent, and so does y = 2, whose fraction is 0.
         frac, half, two = s.y[20:43], s.y[19], s.y[44]
-        up = half & (frac[0] | s.y[:19].any())
-        body = (Cat(Const(1, 1), frac, s.exp) + Cat(up, Const(0, 23), two))[1:34]
+        body = (Cat(half, frac, s.exp) + Cat(frac[0] | s.y[:19].any(), Const(0, 23), two))[1:34]
         s = cut(body=body, sign=s.sign, nan=s.nan, zero=s.zero, inf=s.inf)
 
         # 12: flush, overflow, special values.

@@ -287,18 +287,19 @@ class Tile(wiring.Component):
 
     def _control(self, m, csr, control, watchdog, sequencer, semaphores, program, units, ports) -> None:
         """State of the run, errors, status registers, interrupt."""
-        busy, queued = Signal(N), Signal(N)
+        busy, queued, settled = Signal(N), Signal(N), Signal()
         error = Signal(error_layout)
         # Gathered in registers: the units are far apart. QUIET_CYCLES covers the cycle.
         m.d.sync += [busy.eq(Cat(units[t].busy for t in range(N))),
                      queued.eq(Cat(ports[t].busy for t in range(N))),
+                     settled.eq(semaphores.idle),
                      control.drained.eq(units[LOAD].idle & units[STORE].idle & units[SEND].idle),
                      csr.status_loaded.eq(program.complete & program.loaded.any())]
         m.d.comb += [
             control.doorbell.eq(csr.ctrl_doorbell), control.abort.eq(csr.ctrl_abort),
             control.words.eq(csr.prog_words),
             control.ready.eq(sequencer.ready), control.loaded.eq(program.complete), control.error.eq(error),
-            control.complete.eq(sequencer.done & program.complete & semaphores.idle & ~busy.any()
+            control.complete.eq(sequencer.done & program.complete & settled & ~busy.any()
                                 & ~queued.any()
                                 & ~error.valid),
             watchdog.run.eq(control.running), watchdog.limit.eq(csr.watchdog),

@@ -1,8 +1,8 @@
 """The vector unit: one element of C lanes per cycle from SRAM through the lane pipeline and back
 (docs/architecture.md, VECTOR)."""
 
-from amaranth import Module, Mux, Signal
-from amaranth.lib import wiring
+from amaranth import Cat, Module, Mux, Signal
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import Out
 
 from .config import TileConfig
@@ -17,6 +17,9 @@ from .vector_queue import Slots
 from .vector_writer import VectorWriter
 
 __all__ = ["INSTRUCTION", "Vector"]
+
+finish_layout = data.StructLayout({"sems": data.ArrayLayout(SEM_BITS, 2), "given": 2})
+"""sig_b and sig_c of an instruction, and which of them are semaphores (not 0)."""
 
 
 class Vector(wiring.Component):
@@ -52,8 +55,9 @@ class Vector(wiring.Component):
         m.submodules.front = front = VectorFront(self.config)
         m.submodules.execute = execute = VectorExecute(self.config)
         m.submodules.writer = writer = VectorWriter(self.config)
-        m.submodules.finishes = finishes = Fifo(2 * SEM_BITS, 4)
+        m.submodules.finishes = finishes = Fifo(finish_layout, 4)
         m.submodules.merge = merge = StreamArbiter(SEM_BITS, 2)
+        m.submodules.sig_a = sig_a = SkidBuffer(SEM_BITS)  # the lanes are far away
         fetchers = {}
         for name in "abd":
             m.submodules[f"fetch_{name}"] = fetchers[name] = fetcher = Fetcher(self.config)
@@ -64,7 +68,13 @@ class Vector(wiring.Component):
         # At most two instructions are in flight: one in hand, one behind it.
         wiring.connect(m, front.issue, execute.command)
         wiring.connect(m, front.write, writer.command)
-        wiring.connect(m, front.finish, finishes.i)
+        sems = [front.finish.payload[:SEM_BITS], front.finish.payload[SEM_BITS:]]
+        m.d.comb += [
+            finishes.i.valid.eq(front.finish.valid),
+            front.finish.ready.eq(finishes.i.ready),
+            finishes.i.payload.sems.eq(front.finish.payload),
+            finishes.i.payload.given.eq(Cat(sem.any() for sem in sems)),
+        ]
         # The writer's `ready` comes from the SRAM's and ends here.
         m.submodules.elements = elements = Slots(element_layout(self.config.columns))
         m.submodules.scales = scales = SkidBuffer(8 * self.config.columns)
@@ -73,7 +83,8 @@ class Vector(wiring.Component):
         wiring.connect(m, elements.o, writer.elements)
         wiring.connect(m, scales.o, writer.scales)
         wiring.connect(m, writer.port, wiring.flipped(self.out))
-        wiring.connect(m, execute.sig_a, merge.i[0])
+        wiring.connect(m, execute.sig_a, sig_a.i)
+        wiring.connect(m, sig_a.o, merge.i[0])
         wiring.connect(m, merge.o, wiring.flipped(self.signal))
         in_flight = Signal(2)
         m.d.sync += in_flight.eq(in_flight + (self.command.valid & self.command.ready) - writer.done)
@@ -96,6 +107,7 @@ class Vector(wiring.Component):
                 | in_flight.any()
                 | finishes.o.valid
                 | execute.sig_a.valid
+                | sig_a.o.valid
                 | self.signal.valid
             ),
         ]
@@ -120,12 +132,13 @@ class Vector(wiring.Component):
     def _complete(self, m, done, signals, signal) -> None:
         """Signals sig_b, then sig_c of every completed instruction."""
         owed, second = Signal(3), Signal()
-        sem = Mux(second, signals.payload[SEM_BITS:], signals.payload[:SEM_BITS])
+        payload = signals.payload
+        given = Mux(second, payload.given[1], payload.given[0])
         waiting = owed.any() & signals.valid
-        step = waiting & (signal.ready | (sem == 0))
+        step = waiting & (signal.ready | ~given)
         m.d.comb += [
-            signal.valid.eq(waiting & (sem != 0)),
-            signal.payload.eq(sem),
+            signal.valid.eq(waiting & given),
+            signal.payload.eq(Mux(second, payload.sems[1], payload.sems[0])),
             signals.ready.eq(step & second),
         ]
         with m.If(step):

@@ -7,7 +7,7 @@ from amaranth.utils import ceil_log2, exact_log2
 
 from . import fetch
 from .config import TileConfig
-from .glue import Fifo, mux
+from .glue import Fifo, lowest, mux
 from .ports import SEM_BITS
 from .quantiser import BlockMaximum, element_layout
 from .vector_front import BF16, CONSTANTS, E8M0, F32, LANE_BF16, LANE_F32, SCALARS, issue_layout
@@ -35,7 +35,8 @@ maximum."""
 
 def unpack(m: Module, word: Value, offset: Value, kind: Value, columns: int, name: str) -> Value:
     """C float32 from the element of the type whose bit is set in `kind` at byte `offset` of an SRAM word, the
-    word halved until nothing else is left. What is used more than once gets a name."""
+    word halved until nothing else is left. What is used more than once gets a name. An E8M0 NaN gives an
+    infinity, which is left to the next stage."""
 
     def at(part, size, label):
         signal = Signal(8 * size, name=f"{name}_{label}")
@@ -56,7 +57,7 @@ def unpack(m: Module, word: Value, offset: Value, kind: Value, columns: int, nam
         byte.eq(Mux(offset[0], half[8:], half[:8])),
         high.eq(
             (half & (is_f32 | is_bf16).replicate(16))
-            | (Cat(Const(0, 6), byte.all(), byte, Const(0, 1)) & is_e8m0.replicate(16))
+            | (Cat(Const(0, 7), byte, Const(0, 1)) & is_e8m0.replicate(16))
         ),
     ]
     return Cat(
@@ -83,7 +84,8 @@ class VectorExecute(wiring.Component):
 
     Where the unit is folded (two cycles per element), the lower half of an element's rows goes through the
     lanes in the first cycle and the upper one in the second: both from the same unpack register, and results
-    are put together in front of `o`. A sum that follows a sum then waits 43 cycles.
+    are put together in front of `o`. An element starts a cycle after its sources are there. A sum that
+    follows a sum then waits 43 cycles.
     """
 
     def __init__(self, config: TileConfig):
@@ -129,27 +131,31 @@ class VectorExecute(wiring.Component):
         word, part = 32 * columns, 32 * self.config.lanes
 
         # Scalars of the next instruction: constants at once, lane words as they arrive on source B.
-        pending, settled = Signal(len(SCALARS)), Signal()  # lane words to come, whether there are none
+        # Lane words to come, whether there are none, or a single one.
+        pending, settled, single = Signal(len(SCALARS)), Signal(), Signal()
         oldest = lanes.clamp_at + fold
         age = Signal(range(oldest + 1), init=oldest)  # since the first element, saturating
         stopped = Signal()
         m.d.sync += stopped.eq(self.stop)
         alive = commands.valid & ~stopped
         take_scalar = alive & ~settled & b.valid
-        lowest = pending & -pending
+        oldest_word = lowest(pending)
+        still = Mux(commands.open, n.scalars, pending & ~oldest_word)
         scalars = {name: Signal(word, name=name, reset_less=True) for name in SCALARS}
         scalar_word = Signal(word)
         m.d.comb += scalar_word.eq(pick(b.payload.data, b.payload.offset[exact_log2(4 * columns) :], word))
-        with m.If(commands.open):
-            m.d.sync += [pending.eq(n.scalars), settled.eq(~n.scalars.any())]
-        with m.Elif(take_scalar):
-            m.d.sync += [pending.eq(pending & ~lowest), settled.eq(pending == lowest)]
+        with m.If(commands.open | take_scalar):
+            m.d.sync += [
+                pending.eq(still),
+                settled.eq(~still.any()),
+                single.eq(still.any() & (still == lowest(still))),
+            ]
         # A cycle later than the rest, so that the enables are registers.
         arrived = Signal(word, reset_less=True)
         m.d.sync += arrived.eq(scalar_word)
         for k, name in enumerate(SCALARS):
             load, given = Signal(name=f"load_{name}"), Signal(name=f"given_{name}", reset_less=True)
-            came = take_scalar & lowest[k]
+            came = take_scalar & oldest_word[k]
             m.d.sync += [load.eq(commands.begin | came), given.eq(came)]
             constant = c[CONSTANTS[name]].replicate(columns) if name in ("s4", "s5") else Const(0, word)
             with m.If(load & ~given):  # outermost: the register's reset
@@ -188,11 +194,9 @@ class VectorExecute(wiring.Component):
         running = alive & settled
         sources = a.valid & (b.valid | ~c.use_b) & (d.valid | ~c.use_d)
         space = has_credit | no_output
-        # `go` is a register: an element may start but for its sources and what holds up the last one alone.
-        go, issue = Signal(), Signal()
-        end = (issue & last) | (running & c.empty & ~self.sig_a.valid)
+        issue, sig_a = Signal(), self.sig_a
+        end = (issue & last) | (running & c.empty & ~sig_a.valid)
         m.d.comb += [
-            issue.eq(go & sources & ~(last & ((sums & flushing) | self.sig_a.valid))),
             a.ready.eq(issue),
             b.ready.eq((issue & c.use_b) | take_scalar),
             d.ready.eq(issue & c.use_d),
@@ -218,11 +222,11 @@ class VectorExecute(wiring.Component):
         with m.If(end):
             m.d.sync += [
                 first.eq(1),
-                self.sig_a.valid.eq(c.sig_a != 0),
-                self.sig_a.payload.eq(c.sig_a),
+                sig_a.valid.eq(c.sig_a != 0),
+                sig_a.payload.eq(c.sig_a),
             ]
-        with m.Elif(self.sig_a.ready):
-            m.d.sync += self.sig_a.valid.eq(0)
+        with m.Elif(sig_a.ready):
+            m.d.sync += sig_a.valid.eq(0)
         flushes = issue & last & sums
         flush_from = number[:3] + 2 - fold  # the last half starts it
         next_blocked = Mux(flushes, flush_blocks(flush_from, fold), flush_blocks(flush + 1, fold))
@@ -237,20 +241,29 @@ class VectorExecute(wiring.Component):
         # not 0 after this cycle; `popped` and `spent` come late
         next_credit = Mux(popped, ~spent | (credits != 0), Mux(spent, credits != 1, credits != 0))
         begins = commands.begin & ~n.scalars.any() & ~n.empty
-        stays = commands.valid & ~end & ~c.empty & (settled | (take_scalar & (pending == lowest)))
+        stays = commands.valid & ~end & ~c.empty & (settled | (take_scalar & single))
         m.d.sync += [
             sums.eq(next_sums),
             no_output.eq(next_no_output),
             credits.eq(credits + popped - spent),
             has_credit.eq(next_credit),
-            go.eq(
-                ~self.stop
-                & (Const(1) if fold == 1 else ~issue)
-                & (begins | stays)
-                & (next_credit | next_no_output)
-                & ~(next_sums & next_blocked)
-            ),
         ]
+        # Whether an element may start in the next cycle but for its sources, and what holds up the last one
+        # alone: `end` changes that, too, but then none starts.
+        next_go = (
+            ~self.stop & (begins | stays) & (next_credit | next_no_output) & ~(next_sums & next_blocked)
+        )
+        next_hold = (next_sums & flushing & (flush != last_flush)) | (sig_a.valid & ~sig_a.ready)
+        if fold == 1:
+            go, hold = Signal(), Signal()
+            m.d.sync += [go.eq(next_go), hold.eq(next_hold)]
+            m.d.comb += issue.eq(go & sources & ~(last & hold))
+        else:  # a register, as there is a cycle between two elements: the sources show the second one then
+            use_b, use_d = (
+                Mux(commands.open, after, now) for after, now in ((n.use_b, c.use_b), (n.use_d, c.use_d))
+            )
+            there = a.valid & ((b.valid & ~take_scalar) | ~use_b) & (d.valid | ~use_d)
+            m.d.sync += issue.eq(next_go & ~issue & there & ~(last & next_hold))
 
         # Unpack register. Where it is folded, it holds its element while `u_valid` and a cycle more.
         ua, ub, ud = (Signal(word, name=f"unpacked_{name}", reset_less=True) for name in "abd")
@@ -264,6 +277,7 @@ class VectorExecute(wiring.Component):
         with m.If(u_open):
             m.d.sync += [u.eq(c), u_number.eq(number)]
             m.d.sync += [u_first.eq(first), u_last.eq(last), u_end.eq(block_end)]
+        unpacked = []
         for target, source, code in (
             (ua, a, n.flags.a_type),
             (ub, b, n.flags.b_type),
@@ -272,10 +286,16 @@ class VectorExecute(wiring.Component):
             kind = Signal(5, name=f"{target.name}_kind", reset_less=True)  # of those in hand, one-hot
             with m.If(commands.open):
                 m.d.sync += kind.eq(Cat(code == k for k in range(len(kind))))
+            is_e8m0 = Signal(name=f"{target.name}_is_e8m0", reset_less=True)
             with m.If(u_open):
+                m.d.sync += is_e8m0.eq(kind[E8M0])
                 m.d.sync += target.eq(
                     unpack(m, source.payload.data, source.payload.offset, kind, columns, target.name)
                 )
+            # An E8M0 byte of ones is NaN, on all lanes.
+            nan = Signal(name=f"{target.name}_nan")
+            m.d.comb += nan.eq(is_e8m0 & target[23:31].all())
+            unpacked.append(target | Cat(Const(0, 22), nan, Const(0, 9)).replicate(columns))
 
         def rows(value, half):
             """The half of a lane word."""
@@ -285,7 +305,7 @@ class VectorExecute(wiring.Component):
         # lanes.
         f = u.flags
         flip = Cat((Const(0, 31), f.neg2 & (f.x2 != 0)) * self.config.lanes)
-        xa, xb, xd = (rows(value, u_half) for value in (ua, ub, ud))
+        xa, xb, xd = (rows(value, u_half) for value in unpacked)
         s0, s1, s2, s5 = (rows(scalars[name], u_half) for name in ("s0", "s1", "s2", "s5"))
         hits = Signal(self.config.lanes)
         m.d.comb += hits.eq(
@@ -381,13 +401,14 @@ class VectorExecute(wiring.Component):
         rounded = Signal(part)
         for r in range(self.config.lanes):
             x = lanes.t5[32 * r : 32 * r + 32]
-            up = (out.mode == 2) & x[15] & (x[16] | x[:15].any())
-            m.d.comb += rounded[32 * r : 32 * r + 32].eq(Cat(x[:16], (x[16:] + up)[:16]))
+            high = (Cat((out.mode == 2) & x[15], x[16:]) + (x[16] | x[:15].any()))[1:17]
+            m.d.comb += rounded[32 * r : 32 * r + 32].eq(Cat(x[:16], high))
         kept = [Signal(part, name=f"kept_{h}", reset_less=True) for h in range(fold - 1)]  # lower half
         out_half = out.half if fold > 1 else Const(0, 0)
         with m.If(is_half(out_half, 0)):
             m.d.sync += [signal.eq(rounded) for signal in kept]
         element, whole = Cat(*kept, rounded), out_valid & is_half(out_half, fold - 1)
+        exact = Cat(*kept, lanes.t5)  # the same in mode 3, without the rounding in front
         m.d.comb += [
             reducer.valid.eq(out_valid),
             *([reducer.half.eq(out_half)] if fold > 1 else []),
@@ -399,7 +420,7 @@ class VectorExecute(wiring.Component):
             reducer.last.eq(out.last),
             reducer.tag.eq(out.tag),
             maximum.valid.eq(whole & (out.mode == 3)),
-            maximum.x.eq(element),
+            maximum.x.eq(exact),
             maximum.end.eq(out.end),
             results.i.valid.eq(whole & out.mode.any()),
             results.i.payload.x.eq(element),

@@ -7,7 +7,7 @@ from amaranth.utils import exact_log2
 
 from .config import TileConfig
 from .fetch import request_layout
-from .glue import onehot_mux
+from .glue import lowest, onehot_mux
 from .isa import BY_OP, VECTOR_FLAGS, VECTOR_FLAGS2, Error, Op
 from .ports import PC_BITS, SEM_BITS, command_layout, error_layout, flags_layout
 from .vector_writer import COUNT_BITS, writer_layout
@@ -150,16 +150,18 @@ class VectorFront(wiring.Component):
         # The scalar to ask for next waits in registers; `behind` are those after it.
         scalar_addr, scalar_bad, pending = Signal(32), Signal(), Signal()
         behind = Signal(len(SCALARS))
-        choice = Mux(able, behind, scalars & ~zero.replicate(len(SCALARS)))
-        chosen = choice & -choice
-        chosen_addr = onehot_mux(chosen, [c[name] for name in SCALARS])
+        choice = Mux(able, behind, scalars)
+        chosen = lowest(choice)
         asking, taken = Signal(), Signal()
-        m.d.comb += [asking.eq(able & ~walking & pending), taken.eq(asking & b.ready & ~scalar_bad)]
+        m.d.comb += [
+            scalar_bad.eq((scalar_addr & (config.lane_bytes - 1)).any()),
+            asking.eq(able & ~walking & pending),
+            taken.eq(asking & b.ready & ~scalar_bad),
+        ]
         with m.If(~able | taken):
             m.d.sync += [
-                scalar_addr.eq(chosen_addr),
-                scalar_bad.eq((chosen_addr & (config.lane_bytes - 1)).any()),
-                pending.eq(choice.any()),
+                scalar_addr.eq(onehot_mux(chosen, [c[name] for name in SCALARS])),
+                pending.eq(Mux(able, behind.any(), scalars.any() & ~zero)),
                 behind.eq(choice & ~chosen),
             ]
 
@@ -171,12 +173,13 @@ class VectorFront(wiring.Component):
         ends, reload_ends = Signal(3), Signal(2)  # whether left == 1 and n == 1
         end0, end1, end2 = ends
         last = end0 & end1 & end2
-        # `accept` is a register: in the cycle after the last request of the one before.
+        # `accept` is a register: in the cycle after the last request of the one before. `go` comes late.
+        accepts = able & ~accept & ~pending
         m.d.sync += accept.eq(
-            able & ~accept & ((taken & ~behind.any()) | (~pending & (~walking | (go & last))))
+            (accepts & ~walking) | (taken & ~accept & ~behind.any()) | (accepts & last & go)
         )
         used = {"a": Const(1), "b": Signal(name="walk_b"), "d": Signal(name="walk_d")}
-        misaligned = {}
+        addrs, misaligned = {}, {}
         for name in "abd":
             kind = flags[f"{name}_type"]
             size = _element_size(kind, columns)
@@ -185,9 +188,11 @@ class VectorFront(wiring.Component):
                 Signal(exact_log2(config.word_bytes), name=f"align_{name}", reset_less=True),
             )
             jumps = [Signal(32, name=f"jump_{name}{k}", reset_less=True) for k in range(3)]
-            misaligned[name] = used[name] & (addr & low).any()
+            addrs[name], misaligned[name] = addr, used[name] & (addr & low).any()
             with m.If(accept):
-                m.d.sync += [addr.eq(c[name]), low.eq(size - 1)]
+                m.d.sync += low.eq(size - 1)
+            with m.If(~walking):  # up to `accept`
+                m.d.sync += addr.eq(c[name])
             with m.Elif(go):
                 m.d.sync += addr.eq(addr + Mux(end0, Mux(end1, jumps[2], jumps[1]), jumps[0]))
             for k, jump in enumerate(jumps):
@@ -218,13 +223,14 @@ class VectorFront(wiring.Component):
         m.d.sync += [pc_before.eq(pc), asked.eq(asking)]  # a fetcher reports the address of the cycle before
         with m.If(accept):
             m.d.sync += [
-                *(count.eq(c[f"n{k}"]) for k, count in enumerate(left)),
+                pc.eq(c.pc),
                 *(count.eq(c[f"n{k}"]) for k, count in enumerate(reload)),
-                ends.eq(ones),
                 reload_ends.eq(ones[:2]),
                 used["b"].eq(uses_b),
                 used["d"].eq(uses_d),
             ]
+        with m.If(~walking):
+            m.d.sync += [*(count.eq(c[f"n{k}"]) for k, count in enumerate(left)), ends.eq(ones)]
         with m.Elif(go):
             m.d.sync += left[0].eq(Mux(end0, reload[0], left[0] - 1))
             m.d.sync += ends[0].eq(Mux(end0, reload_ends[0], left[0] == 2))
@@ -233,8 +239,6 @@ class VectorFront(wiring.Component):
                 m.d.sync += ends[1].eq(Mux(end1, reload_ends[1], left[1] == 2))
                 with m.If(end1):
                     m.d.sync += [left[2].eq(left[2] - 1), ends[2].eq(left[2] == 2), walking.eq(~end2)]
-        with m.If(accept):
-            m.d.sync += pc.eq(c.pc)
 
         # Hand the instruction on.
         element = Mux(flags2.pack, Const(4, 8), Const(4 * columns, 8))
@@ -282,13 +286,11 @@ class VectorFront(wiring.Component):
         m.d.comb += self.fetch_pc.eq(Mux(asked, c.pc, pc_before))
 
         # The first error; of several in one cycle, that of the instruction in front. At most one address is
-        # looked at beside an illegal operand: scalars are asked for between walks.
-        operand = checked & ~(legal & ~illegal.any()) & ~(walking & bad.any())
-        wrong = {name: walking & misaligned[name] for name in "abd"}
+        # looked at beside an illegal operand: scalars are asked for between walks. That of the walk is late.
+        operand, walk_bad = checked & ~(legal & ~illegal.any()), walking & bad.any()
+        walk_addr = Mux(misaligned["a"], addrs["a"], Mux(misaligned["b"], addrs["b"], addrs["d"]))
         choices = [
-            (self.a.payload.addr, wrong["a"]),
-            (b.payload.addr, (wrong["b"] & ~wrong["a"]) | (asking & scalar_bad)),
-            (self.d.payload.addr, wrong["d"] & ~wrong["a"] & ~wrong["b"]),
+            (scalar_addr, asking & scalar_bad),
             (c.flags, operand & ~legal & bad_flags),
             (c.flags2, operand & ~legal & ~bad_flags),
             (c.n0, operand & legal & illegal[0]),
@@ -302,13 +304,15 @@ class VectorFront(wiring.Component):
         )
         with m.If(~self.error.valid):
             m.d.sync += [
-                self.error.valid.eq(
-                    ~self.stop & (operand | (walking & bad.any()) | (asking & scalar_bad))
-                ),
-                is_operand.eq(operand),
-                self.error.pc.eq(Mux(walking & bad.any(), pc, c.pc)),
+                self.error.valid.eq(~self.stop & (operand | walk_bad | (asking & scalar_bad))),
+                is_operand.eq(operand & ~walk_bad),
+                self.error.pc.eq(Mux(walk_bad, pc, c.pc)),
                 self.error.value.eq(
-                    onehot_mux([here for _, here in choices], [value for value, _ in choices])
+                    Mux(
+                        walk_bad,
+                        walk_addr,
+                        onehot_mux([here for _, here in choices], [value for value, _ in choices]),
+                    )
                 ),
             ]
         return m

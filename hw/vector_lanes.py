@@ -8,7 +8,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from amaranth.utils import ceil_log2
 
-from .fp import FpAdd, FpMul, above
+from .fp import FpAdd, FpMul, above, below
 from .glue import mux, onehot_mux
 from .memory import DualPortRam
 from .sfu import Sfu
@@ -37,12 +37,12 @@ SUM_T5, SUM_T3, MAX, ARGMAX = range(1, 5)
 
 
 class Delay(wiring.Component):
-    """o = i of `cycles` (>= 3) cycles ago, in a circular buffer in block RAM with a register behind it: wide
-    operands wait here for the stage that needs them."""
+    """o = i of `cycles` (>= 4) cycles ago, in a circular buffer in block RAM with two registers behind it,
+    for its late output and for the way from there: wide operands wait here for the stage that needs them."""
 
     def __init__(self, width: int, cycles: int):
-        if cycles < 3:
-            raise ValueError(f"cycles = {cycles}: allowed is 3 or more")
+        if cycles < 4:
+            raise ValueError(f"cycles = {cycles}: allowed is 4 or more")
         self.width, self.cycles = width, cycles
         super().__init__({"i": In(width), "o": Out(width)})
 
@@ -51,14 +51,13 @@ class Delay(wiring.Component):
         depth = 1 << ceil_log2(self.cycles)
         m.submodules.ram = ram = DualPortRam(width=self.width, depth=depth, block=True)
         now = Signal(range(depth))
-        held = Signal(self.width, reset_less=True)
-        m.d.sync += [now.eq(now + 1), held.eq(ram.rdata)]
+        m.d.sync += now.eq(now + 1)
         m.d.comb += [
-            self.o.eq(held),
+            self.o.eq(shift(m, ram.rdata, 2, "held")),
             ram.waddr.eq(now),
             ram.wdata.eq(self.i),
             ram.wstrb.eq(1),
-            ram.raddr.eq(now - (self.cycles - 2)),
+            ram.raddr.eq(now - (self.cycles - 3)),
         ]
         return m
 
@@ -255,17 +254,18 @@ class Reducer(wiring.Component):
 
         # Input register.
         x, valid = Signal(word, reset_less=True), Signal()
-        step, compare, begins = Signal(), Signal(), Signal()  # valid and a sum, no sum, the first of no sum
-        last, tag = Signal(), Signal()
-        half = shift(m, self.half if fold > 1 else Const(0, 0), 1, "half")
+        step, last, tag = Signal(), Signal(), Signal()  # `step`: valid and a sum
+        compare, begins = Signal(fold), Signal(fold)  # per half: valid and no sum, the first of no sum
+        half_in = self.half if fold > 1 else Const(0, 0)
+        half = shift(m, half_in, 1, "half")
         whole = is_half(half, fold - 1)  # with this half
         sums = (self.op == SUM_T5) | (self.op == SUM_T3)
-        compares = self.valid & (self.op != 0) & ~sums
+        compares = Cat(self.valid & (self.op != 0) & ~sums & is_half(half_in, h) for h in range(fold))
         m.d.sync += [
             valid.eq(self.valid & (self.op != 0)),
             step.eq(self.valid & sums),
             compare.eq(compares),
-            begins.eq(compares & self.first),
+            begins.eq(compares & self.first.replicate(fold)),
             x.eq(Mux(self.use_t3, self.t3, self.t5)),
             last.eq(self.last),
             tag.eq(self.tag),
@@ -318,7 +318,7 @@ class Reducer(wiring.Component):
         ]
 
         ready_set = (done.replicate(2) & Cat(~flush_tag, flush_tag)) | (
-            (compare & last & whole).replicate(2) & Cat(~tag, tag)
+            (compare[-1] & last).replicate(2) & Cat(~tag, tag)
         )
         m.d.sync += self.ready.eq((self.ready & ~self.clear) | ready_set)
 
@@ -331,7 +331,7 @@ class Reducer(wiring.Component):
         for h in range(fold):
             latest_best, new_best = (Signal(name=f"{name}_best_{h}") for name in ("latest", "new"))
             show = Signal(6, name=f"show_{h}")
-            m.d.comb += new_best.eq(Mux(begins & is_half(half, h), tag, latest_best))
+            m.d.comb += new_best.eq(Mux(begins[h], tag, latest_best))
             old = [self.ask_tag ^ latest for latest in (new_sum, new_best, new_best)]
             m.d.sync += [
                 latest_best.eq(new_best),
@@ -370,10 +370,14 @@ class Reducer(wiring.Component):
                 m.d.comb += self.value[32 * row : 32 * row + 32].eq(
                     onehot_mux(shows[h], [*sums_kept, *best, *best_index])
                 )
-            higher = compare & above(x[lane], mux(half, [best[0] for best, _ in bests]))
+            # The first one, or above the best one: `above` with all but the comparison known early.
+            newer, best_now = x[lane], mux(half, [best[0] for best, _ in bests])
+            less = below(newer, best_now)
             for h, (best, best_index) in enumerate(bests):
-                with m.If(begins & is_half(half, h)):
+                with m.If(begins[h]):
                     m.d.sync += [best[1].eq(best[0]), best_index[1].eq(best_index[0])]
-                with m.If((begins | higher) & is_half(half, h)):
+                if_less = begins[h] | (compare[h] & best_now[31])
+                if_not = begins[h] | (compare[h] & ~newer[31])
+                with m.If(Mux(less, if_less, if_not)):
                     m.d.sync += [best[0].eq(x[lane]), best_index[0].eq(index)]
         return m

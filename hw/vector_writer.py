@@ -11,6 +11,7 @@ from amaranth.utils import exact_log2
 
 from .config import TileConfig
 from .fp import INF
+from .glue import onehot_mux
 from .isa import Error
 from .ports import PC_BITS, SramWrite, error_layout
 from .quantiser import Quantiser, element_layout
@@ -45,6 +46,14 @@ writer_layout = data.StructLayout(
     }
 )
 """What the writer needs of an instruction: rows is resolved (1..C), n0 and n1 count elements."""
+
+
+def extent_layout(size: int) -> data.StructLayout:
+    """Which of `size` bytes are written, in groups of eight. Bit k says: the first byte is in a group of up
+    to k, and in that group at up to k; the byte behind the last is in a group above k, and in that group
+    above k."""
+    groups = size // 8
+    return data.StructLayout({"from_group": groups - 1, "from_byte": 7, "to_group": groups, "to_byte": 7})
 
 
 def pick(word: Value, index: Value, width: int) -> Value:
@@ -107,16 +116,15 @@ class VectorWriter(wiring.Component):
                     "null": 1,  # the end of an instruction that writes nothing
                     "ends": 1,
                     "same": 1,  # of the word of the write before
-                    "misaligned": 1,
                     "outside": 1,
+                    "good": 1,  # something to write, and aligned, and inside
                     "lanes": 1,
                     "halves": 1,
                     "packed": 1,
                     "scales": 1,
                     "block": 3,
                     "addr": 32,
-                    "start": offset_bits,
-                    "end": offset_bits + 1,  # behind the last byte
+                    "extent": extent_layout(config.word_bytes),
                     "data": max(256, lane_word),
                     "zfill": 1,
                     "pc": PC_BITS,
@@ -131,16 +139,22 @@ class VectorWriter(wiring.Component):
         steady = Signal()  # the phase is that of the cycle before: `value` is what was asked for
         cur, base, scale_at = Signal(32), Signal(32), Signal(32)
         left0, left1, lane = Signal(COUNT_BITS), Signal(COUNT_BITS), Signal(6)
-        ends, reload_ends = Signal(2), Signal(2)  # whether left0 == 1, left1 == 1, and n0 == 1, n1 == 1
+        # Whether left0 == 1 (never of blocks), left1 == 1, and n0 == 1, n1 == 1.
+        ends, reload_ends = Signal(2), Signal(2)
         end0, end1 = ends
         has_data, blockwise, bf16 = Signal(), Signal(), Signal()
         is_block, is_packed, is_lane_word = Signal(), Signal(), Signal()  # one of them in the data phase
         sums, argmax, reduces = Signal(), Signal(), Signal()
+        # Of a lane word, packed value or block: bytes, the bits of its address that must be 0, the first byte
+        # of the rows, and the row that is packed.
+        length, align = Signal(offset_bits + 1), Signal(offset_bits)
+        first, lane_is = Signal(offset_bits), Signal(columns)
+        whole = 4 * columns  # bytes of a result
         alive = commands.valid & ~self.error.valid
         active = alive & room
         in_data = active & data_phase
         to_quantiser = self.elements.payload.quantise  # also those of the next instruction already
-        take = in_data & ~blockwise & self.elements.valid & ~to_quantiser
+        take = in_data & ~blockwise & self.elements.valid  # its own: what comes before has been taken
         take_block = in_data & blockwise & blocks.valid
         result = (
             active
@@ -155,7 +169,7 @@ class VectorWriter(wiring.Component):
         data_end = (take & self.elements.payload.last) | (take_block & blocks.payload.last)
         finish = (data_end & ~reduces) | (result & ~argmax) | result_index | nothing
         m.d.comb += [
-            self.elements.ready.eq(Mux(to_quantiser, quantiser.i.ready, take)),
+            self.elements.ready.eq((to_quantiser & quantiser.i.ready) | take),
             quantiser.i.valid.eq(self.elements.valid & to_quantiser),
             quantiser.i.payload.eq(self.elements.payload),
             quantiser.o.ready.eq(in_data & blockwise),
@@ -166,7 +180,14 @@ class VectorWriter(wiring.Component):
         ]
         wiring.connect(m, quantiser.scales, wiring.flipped(self.scales))
         next_data = ~n.empty & (n.mode != 0)
-        step = Mux(end0 & ~blockwise, Mux(end1, c.o2, c.o1), c.o0)
+        # The address of the next write: a step further, or at the start of something else.
+        step = Mux(data_phase, Mux(end0, Mux(end1, c.o2, c.o1), c.o0), config.lane_bytes)
+        turns = data_phase & Mux(blockwise, blocks.payload.is_scales, self.elements.payload.last & reduces)
+        next_base = base + c.o1
+        turn = Mux(reduces & (blocks.payload.last | ~blockwise), c.red, next_base)
+        with m.If(commands.open | take | take_block | result):
+            start_of = Mux(commands.open, Mux(next_data, n.out, n.red), turn)
+            m.d.sync += cur.eq(Mux(commands.open | turns, start_of, cur + step))
         with m.If(commands.open):
             m.d.sync += [
                 has_data.eq(next_data),
@@ -180,17 +201,23 @@ class VectorWriter(wiring.Component):
                 sums.eq((n.red_op == SUM_T5) | (n.red_op == SUM_T3)),
                 argmax.eq(n.red_op == ARGMAX),
                 reduces.eq(n.red_op != 0),
-                cur.eq(Mux(next_data, n.out, n.red)),
                 base.eq(n.out),
                 scale_at.eq(n.qs),
                 left0.eq(n.n0),
                 left1.eq(n.n1),
-                ends.eq(Cat(n.n0 == 1, n.n1 == 1)),
+                ends.eq(Cat((n.n0 == 1) & (n.mode != 3), n.n1 == 1)),
                 reload_ends.eq(Cat(n.n0 == 1, n.n1 == 1)),
                 lane.eq(0),
             ]
-        with m.If(take | take_block | result):
-            m.d.sync += cur.eq(cur + Mux(data_phase, step, config.lane_bytes))
+            block_bytes, rows = Const(32, 6) >> n.block, Mux(n.pack, 1, n.rows)
+            halved = n.mode == 2
+            unit = Mux(n.pack, 4, whole)
+            m.d.sync += [
+                length.eq(Mux(n.mode == 3, block_bytes, Mux(halved, rows << 1, rows << 2))),
+                align.eq(Mux(n.mode == 3, block_bytes, Mux(halved, unit >> 1, unit)) - 1),
+                first.eq(Mux(halved, n.lane0 << 1, n.lane0 << 2)),
+                lane_is.eq(Cat(n.lane0 == r for r in range(columns))),
+            ]
         with m.If(take):
             m.d.sync += left0.eq(Mux(end0, c.n0, left0 - 1))
             m.d.sync += ends[0].eq(Mux(end0, reload_ends[0], left0 == 2))
@@ -201,14 +228,12 @@ class VectorWriter(wiring.Component):
             m.d.sync += lane.eq(lane + 1)
             with m.If(blocks.payload.is_scales):
                 m.d.sync += [
-                    cur.eq(base + c.o1),
-                    base.eq(base + c.o1),
+                    base.eq(next_base),
                     scale_at.eq(scale_at + c.o2),
                     lane.eq(0),
                 ]
         with m.If(data_end & reduces):
-            m.d.sync += [data_phase.eq(0), cur.eq(c.red)]
-            m.d.sync += [is_block.eq(0), is_packed.eq(0), is_lane_word.eq(0)]
+            m.d.sync += [data_phase.eq(0), is_block.eq(0), is_packed.eq(0), is_lane_word.eq(0)]
         with m.If(result & argmax):
             m.d.sync += indexing.eq(1)
         m.d.sync += steady.eq(commands.valid & ~data_end & ~result)
@@ -223,8 +248,12 @@ class VectorWriter(wiring.Component):
             self.ask.eq(Cat(sums, ~sums & ~indexing, indexing) & asking.replicate(3)),
         ]
         x = self.elements.payload.x
-        packed = pick(x, c.lane0, 32)
-        packed = Cat(Mux(bf16, packed[16:], packed[:16]), packed[16:])
+        halves = [(x[32 * r : 32 * r + 16], x[32 * r + 16 : 32 * r + 32]) for r in range(columns)]
+        packed = Cat(
+            onehot_mux(lane_is & (~bf16).replicate(columns), [half for half, _ in halves])
+            | onehot_mux(lane_is & bf16.replicate(columns), [half for _, half in halves]),
+            onehot_mux(lane_is, [half for _, half in halves]),
+        )
         scales = blocks.payload.scales
         for bit in range(exact_log2(columns)):
             rotated = Signal(8 * columns, name=f"scales_by_{1 << bit}")
@@ -240,35 +269,35 @@ class VectorWriter(wiring.Component):
             (Const(INF | 1 << 31, 32).replicate(columns), lowest & ~data_phase),
             (Cat(Const(0, lane_word), blocks.payload.data[lane_word:]), 1),  # matters in a block alone
         ]
-        block_bytes, rows = Const(32, 6) >> c.block, Mux(c.pack, 1, c.rows)
-        whole = 4 * columns
-        count = Mux(is_scales, c.rows, Mux(is_block, block_bytes, Mux(bf16, rows << 1, rows << 2)))
-        align = Mux(c.pack, Mux(bf16, 1, 3), Mux(bf16, whole // 2 - 1, whole - 1))
-        align = Mux(is_scales, 0, Mux(is_block, block_bytes - 1, align))
         addr = Mux(is_scales, scale_at, cur)
-        first = Mux(is_lane_word, Mux(bf16, c.lane0 << 1, c.lane0 << 2), 0)
-        start, end = Signal(offset_bits), Signal(offset_bits + 1)
+        count = Mux(is_scales, c.rows, Mux(data_phase, length, whole))
+        # Aligned things end in the word.
+        crosses = scale_at[:offset_bits] + c.rows > config.word_bytes
+        unaligned = (cur[:offset_bits] & Mux(data_phase, align, whole - 1)).any()
+        sram_bits = exact_log2(config.sram_bytes)
+        start, end, outside = Signal(offset_bits), Signal(offset_bits + 1), Signal()
         word_addr, last_addr = Signal(config.sram_addr_bits), Signal(config.sram_addr_bits)
         m.d.comb += [
             filled.i.valid.eq(load),
-            start.eq(addr[:offset_bits] | first),
-            end.eq(start + Mux(data_phase, count, whole)),
+            start.eq(addr[:offset_bits] | (first & is_lane_word.replicate(offset_bits))),
+            end.eq(start + count),
             word_addr.eq(addr[offset_bits:][: config.sram_addr_bits]),
             fill.null.eq(~has_data & ~reduces),
             fill.ends.eq(finish),
             fill.same.eq(word_addr == last_addr),
-            fill.misaligned.eq(
-                (addr[:offset_bits] & Mux(data_phase, align, whole - 1)).any() | (end > config.word_bytes)
-            ),
-            fill.outside.eq(addr[exact_log2(config.sram_bytes) :].any()),
+            outside.eq(Mux(is_scales, scale_at[sram_bits:].any(), cur[sram_bits:].any())),
+            fill.outside.eq(outside),
+            fill.good.eq(~fill.null & ~outside & ~Mux(is_scales, crosses, unaligned)),
+            fill.extent.from_group.eq(Cat(start[3:] <= k for k in range(config.word_bytes // 8 - 1))),
+            fill.extent.from_byte.eq(Cat(start[:3] <= k for k in range(7))),
+            fill.extent.to_group.eq(Cat(end[3:] > k for k in range(config.word_bytes // 8))),
+            fill.extent.to_byte.eq(Cat(end[:3] > k for k in range(7))),
             fill.lanes.eq(~data_phase | (is_lane_word & ~bf16)),
             fill.halves.eq(is_lane_word & bf16),
             fill.packed.eq(is_packed),
             fill.scales.eq(is_scales),
             fill.block.eq(Cat(is_block & ~is_scales & (c.block == k) for k in range(3))),
             fill.addr.eq(addr),
-            fill.start.eq(start),
-            fill.end.eq(end),
             fill.data.eq(reduce(or_, (part & Cat(mask).replicate(len(part)) for part, mask in parts))),
             fill.zfill.eq(is_block & ~is_scales & c.zfill),
             fill.pc.eq(c.pc),
@@ -290,13 +319,13 @@ class VectorWriter(wiring.Component):
         idle = ~held & ~req.valid & visible & ~newer & ~older
         ok = ~self.error.valid
         null_ends = filled.o.valid & w.null & idle & ok  # once everything before it has
-        refuse = filled.o.valid & ~w.null & (w.outside | w.misaligned)
+        refuse = filled.o.valid & ~w.null & ~w.good
         same = held & w.same & ~held_ends
         move = ~req.valid | req.ready
         leave, take_write = Signal(), Signal()
         m.d.comb += [
             leave.eq(move & held),
-            take_write.eq(filled.o.valid & ~w.null & ~w.outside & ~w.misaligned & ok & (~held | same | move)),
+            take_write.eq(filled.o.valid & w.good & ok & (~held | same | move)),
             filled.o.ready.eq(take_write | null_ends),  # what is refused stays
         ]
         with m.If(move):
@@ -345,9 +374,18 @@ class VectorWriter(wiring.Component):
             m.d.comb += signal.eq(value)
             return signal
 
-        ones = Const((1 << size) - 1, size)
-        inside = named(((ones << w.start) & ~(ones << w.end))[:size], "inside")
-        window = (Const((1 << 32) - 1, 32) << Cat(Const(0, 5), w.start[5:]))[:size]
+        no, yes, extent = Const(0, 1), Const(1, 1), w.extent
+        reached, at = Cat(no, extent.from_group, yes), Cat(extent.from_byte, yes)
+        passed, before = Cat(yes, extent.to_group), Cat(extent.to_byte, no)
+        inside = named(
+            Cat(
+                (reached[g] | (reached[g + 1] & at[k])) & (passed[g + 1] | (passed[g] & before[k]))
+                for g in range(size // 8)
+                for k in range(8)
+            ),
+            "inside",
+        )
+        window = Cat((reached[g + 4] & ~reached[g]).replicate(32) for g in range(0, size // 8, 4))
         # Width, value, whether it is that one.
         lane_word = w.data[: 32 * columns]
         things = [

@@ -48,21 +48,23 @@ class _Walker(wiring.Component):
         )
 
     def _flow(self, m, layout, end):
-        """(command being walked, move, fresh): `move` goes on to the next address, `fresh` to the next
-        command's first. `move` is late: next values should depend on `fresh` alone, and registers load from a
-        command that is not valid too."""
-        command, valid, step, move, fresh = Signal(layout), Signal(), Signal(), Signal(), Signal()
+        """(command, move, fresh, valid): `move` goes on to the next address, `fresh` to the next command's
+        first. `move` is late: next values should depend on `fresh` alone, and registers load from a command
+        that is not valid too. `command` is the one being walked up to its last address, then any."""
+        command, valid = Signal(layout, reset_less=True), Signal()
+        step, move, fresh = Signal(), Signal(), Signal()
         m.d.comb += [
             self.o.valid.eq(valid & ~self.misaligned),
             self.o.payload.last.eq(end),
-            self.pc.eq(command.pc),
             step.eq(self.o.valid & self.o.ready),
             move.eq(~valid | step),
             fresh.eq(~valid | end),
             self.command.ready.eq(~valid | (step & end)),
         ]
         with m.If(self.command.ready):
-            m.d.sync += [valid.eq(self.command.valid), command.eq(self.command.payload)]
+            m.d.sync += [valid.eq(self.command.valid), self.pc.eq(self.command.payload.pc)]
+        with m.If(fresh):
+            m.d.sync += command.eq(self.command.payload)
         return command, move, fresh, valid
 
 
@@ -116,6 +118,7 @@ class StationaryWalker(_Walker):
         m = Module()
         addr, new = self.o.payload.addr, self.command.payload
         blocks = Signal()  # walking through blocks, not scales
+        packed = Signal()  # as MXFP4
         scales, next_scales, next_blocks = Signal(32), Signal(32), Signal(32)  # starts of passes
         # Numbers from 1, and whether they are the last.
         row, which, row_end, last_pass = Signal(6), Signal(PASS_BITS), Signal(), Signal()
@@ -123,7 +126,7 @@ class StationaryWalker(_Walker):
         command, move, fresh, valid = self._flow(m, stationary_layout, pass_end & last_pass)
         m.d.comb += [
             next_scales.eq(Mux(fresh, new.scale, scales + command.scale_pass)),
-            self.misaligned.eq(valid & blocks & (addr[:4].any() | (addr[4] & (command.fmt != FP4)))),
+            self.misaligned.eq(valid & blocks & (addr[:4].any() | (addr[4] & ~packed))),
         ]
         with m.If(move):
             with m.If(fresh | row_end):
@@ -143,7 +146,7 @@ class StationaryWalker(_Walker):
             with m.Else():
                 m.d.sync += addr.eq(addr + Mux(blocks, command.stat_row, command.scale_row))
             with m.If(fresh):
-                m.d.sync += next_blocks.eq(new.stat)
+                m.d.sync += [next_blocks.eq(new.stat), packed.eq(new.fmt == FP4)]
             with m.Elif(row_end & ~blocks):
                 m.d.sync += next_blocks.eq(next_blocks + command.stat_pass)
         return m

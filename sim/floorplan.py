@@ -9,14 +9,14 @@ alone, these take a third more wire. Places that are not taken here are left to 
 import re
 from collections.abc import Iterator
 
-__all__ = ["floorplan", "spread"]
+__all__ = ["floorplan", "ram_sites", "spread"]
 
 BLOCKS = (*range(4, 59, 9), *range(69, 115, 9))
 """Columns in which blocks of four multipliers begin, and groups of four block RAMs (Project Trellis)."""
 MULTIPLIERS, RAMS = (0, 1, 4, 5), (0, 2, 4, 6)
 """Columns within."""
-ARRAY_ROWS, SRAM_ROWS = (34, 58, 10), (46, 70)
-"""Of the array, rows are taken in this order until there are enough places."""
+ARRAY_ROWS, SRAM_ROWS, RAM_ROWS = (34, 58, 10), (46, 70), (22, 46, 70, 82)
+"""Of the array, rows are taken in this order until there are enough places; all rows of block RAMs."""
 NO_RAM = 69, 70  # the clock's block takes the place
 PRODUCT = re.compile(r"\bmatmul\.array\.column_(\d+)\.sum0_(\d+)_")
 RAM = re.compile(r"\bsram\.bank_(\d+)\.mem\.\d+\.(\d+)$")
@@ -29,8 +29,9 @@ def _array_sites(columns: int, blocks: int) -> list[list[tuple[int, int]]]:
     return [[(x, y) for x in BLOCKS[c * wide : (c + 1) * wide] for y in rows] for c in range(columns)]
 
 
-def _ram_sites() -> list[tuple[int, int, int]]:
-    return [(x + dx, y, k) for x in BLOCKS for k, dx in enumerate(RAMS) for y in SRAM_ROWS
+def ram_sites(rows: tuple[int, ...] = RAM_ROWS) -> list[tuple[int, int, int]]:
+    """x, y, number in its group of every place for a block RAM."""
+    return [(x + dx, y, k) for x in BLOCKS for k, dx in enumerate(RAMS) for y in rows
             if (x + dx, y) != NO_RAM]
 
 
@@ -60,7 +61,7 @@ def floorplan(netlist: dict) -> int:
             for k, cell in products[block]:
                 cell["attributes"]["BEL"] = f"X{x + MULTIPLIERS[k]}/Y{y}/MULT18_{MULTIPLIERS[k]}"
                 count += 1
-    for place, (x, y, k) in spread(sorted(rams), _ram_sites()):
+    for place, (x, y, k) in spread(sorted(rams), ram_sites(SRAM_ROWS)):
         rams[place]["attributes"]["BEL"] = f"X{x}/Y{y}/EBR{k}"
         count += 1
     return count

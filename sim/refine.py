@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.floorplan import ram_sites
 from sim.sta import LUT, NEVER, WIRE, Timing
 
 __all__ = ["Placement", "price", "refine"]
@@ -57,7 +58,8 @@ class Placement:
         self.pinned: set[tuple[int, int]] = set()  # tiles with what may not move
         self.rams: set[tuple[int, int]] = set()  # tiles with LUT RAM
         self.partner: list[int | None] = [None] * count
-        self.role = [""] * count  # L: a LUT, R: a register, P: the LUT of a pair
+        self.role = [""] * count  # L: a LUT, R: a register, P: the LUT of a pair, B: a block RAM
+        self.blocks: dict[tuple[int, int], int | None] = {(x, y): None for x, y, _ in ram_sites()}
         for k in range(count):
             self._add(k)
         self.controls = {k: self._controls(cell) for k, cell in enumerate(timing.cells)
@@ -81,10 +83,13 @@ class Placement:
     def _add(self, k: int) -> None:
         timing, cell = self.timing, self.timing.cells[k]
         kind, tile = cell["type"], (self.x[k], self.y[k])
+        fixed = int(cell["attributes"].get("BEL_STRENGTH", "1"), 2) > 1
+        if kind == "DP16KD":
+            self.blocks[tile] = k
+            self.role[k] = "" if fixed else "B"
         if kind not in ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW"):
             return
         luts, registers, writers = self.tiles.setdefault(tile, ([None] * 8, [None] * 8, []))
-        fixed = int(cell["attributes"].get("BEL_STRENGTH", "1"), 2) > 1
         if fixed:
             self.pinned.add(tile)
         if kind == "TRELLIS_RAMW":
@@ -121,12 +126,12 @@ class Placement:
         groups: tuple[list, list, list] = [], [], []
         own = self._together(k)
         for cell in own:
-            register = self.timing.cells[cell]["type"] == "TRELLIS_FF"
+            lut = self.timing.cells[cell]["type"] == "TRELLIS_COMB"
             for w in self.wires[cell]:
                 out = self._source[w] == cell
                 other = self._sink[w] if out else self._source[w]
                 if other not in own:
-                    groups[2 if register else out].append((w, cell, other))
+                    groups[out if lut else 2].append((w, cell, other))
         wires = self._wires([wire for group in groups for wire in group], set(own))
         return wires, len(groups[0]), len(groups[0]) + len(groups[1])
 
@@ -293,7 +298,7 @@ class Placement:
         for k in np.argsort(-longest).tolist():
             if longest[k] <= threshold:
                 break
-            if not self.role[k] or k in self.locked:
+            if self.role[k] not in ("L", "P", "R") or k in self.locked:
                 continue
             wires, start = self.units[k][0], (self.x[k], self.y[k])
             if not 0 < len(wires.index) <= 80:
@@ -316,6 +321,40 @@ class Placement:
                     self._swap(k, other)
                 else:
                     continue
+                self._lock(k)
+                moved += 1
+                break
+        self._done()
+        return moved
+
+    def move_blocks(self, late: float, threshold: float) -> int:
+        """Move block RAMs with paths longer than `threshold` (ns), also to where another is; returns how many
+        moved."""
+        self._start(late, 0.0)
+        longest, moved = self._critical(), 0
+        for k in np.argsort(-longest).tolist():
+            if longest[k] <= threshold:
+                break
+            if self.role[k] != "B" or k in self.locked or not len(self.units[k][0].index):
+                continue
+            start = self.x[k], self.y[k]
+            places = [start, *(place for place in self.blocks if place != start)]
+            cost = self._cost(k, *np.array(places).T)
+            for j in np.argsort(cost)[:30]:
+                gain, other = cost[0] - cost[j], self.blocks[places[j]]
+                if gain < 0.01 * cost[0]:
+                    break
+                if other is not None:
+                    if self.role[other] != "B" or other in self.locked:
+                        continue
+                    stays, goes = self._cost(other, *np.array([places[j], start]).T)
+                    if goes - stays > 0.8 * gain:
+                        continue
+                    self._lock(other)
+                for cell, place in ((k, places[j]), (other, start)):
+                    self.blocks[place] = cell
+                    if cell is not None:
+                        self.x[cell], self.y[cell] = self._xs[cell], self._ys[cell] = place
                 self._lock(k)
                 moved += 1
                 break
@@ -424,18 +463,22 @@ class Placement:
                 if k is not None and self.partner[k] is not None and luts[z] != self.partner[k]:
                     raise ValueError(f"{self.timing.names[k]} is not beside the LUT that feeds it")
         for k, cell in enumerate(self.timing.cells):
+            if cell["type"] == "DP16KD" and self.blocks[self.x[k], self.y[k]] != k:
+                raise ValueError(f"{self.timing.names[k]} shares its place")
             if cell["type"] in ("TRELLIS_COMB", "TRELLIS_FF"):
                 if self.tiles[self.x[k], self.y[k]][cell["type"] == "TRELLIS_FF"][self.z[k]] != k:
                     raise ValueError(f"{self.timing.names[k]} shares its place")
 
     def bels(self) -> list[str]:
         """nextpnr's name for the place of each cell."""
-        names = []
+        names, number = [], {(x, y): k for x, y, k in ram_sites()}
         for k, cell in enumerate(self.timing.cells):
             place = self.timing.place[k]
             if cell["type"] in ("TRELLIS_COMB", "TRELLIS_FF"):
                 kind = "FF" if cell["type"] == "TRELLIS_FF" else "K"
                 place = f"SLICE{'ABCD'[self.z[k] // 2]}.{kind}{self.z[k] % 2}"
+            elif cell["type"] == "DP16KD":
+                place = f"EBR{number[self.x[k], self.y[k]]}"
             names.append(f"X{self.x[k]}/Y{self.y[k]}/{place}" if place else "")
         return names
 
@@ -445,7 +488,7 @@ def summary(arrivals: NDArray) -> str:
     return f"latest {arrivals.max():.2f} ns; {late}"
 
 
-def refine(placed: Path, refined: Path, sweeps: int = 400, seed: int = 1) -> None:
+def refine(placed: Path, refined: Path, sweeps: int = 250, seed: int = 1) -> None:
     """Placed netlist of nextpnr in, the same with other places out, progress on stdout."""
     netlist = json.loads(placed.read_text())
     timing = Timing(netlist)
@@ -457,6 +500,8 @@ def refine(placed: Path, refined: Path, sweeps: int = 400, seed: int = 1) -> Non
         late = float(np.partition(arrivals, -min(LATEST, len(arrivals)))[-min(LATEST, len(arrivals))]) - 0.5
         everything = sweep % 20 == 4
         if sweep % 5 == 4:
+            placement.move_blocks(late, late - 0.5)
+            timing.update()
             placement.move_tiles(late, late - 0.5 if everything else late)
             timing.update()
         heat = HOT * max(0.0, 1 - sweep / (0.75 * sweeps))

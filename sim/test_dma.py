@@ -399,7 +399,7 @@ def test_load_signals_wait_until_writes_are_visible() -> None:
 
 
 def test_cycles(sim: FastSim) -> None:
-    assert latencies(CONFIG) == {"command_to_ar": 2, "r_to_sram": 1, "command_to_aw": 5, "command_to_w": 15}
+    assert latencies(CONFIG) == {"command_to_ar": 3, "r_to_sram": 1, "command_to_aw": 7, "command_to_w": 15}
     sim.timing(1)
     full = [
         ("load", 8, 0, 0),

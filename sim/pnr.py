@@ -1,14 +1,14 @@
 """Place and route of the whole tile: `make pnr CONFIG=ecp5`, on an ECP5 (LFE5U-85F, speed grade 6), or with
 `TARGET=gowin` on a Gowin GW5AST-138 (C1/I0).
 
-Yosys makes one netlist, nextpnr places and routes it once for each seed. Printed: LUTs by unit; for each
-seed the clock that it closes, utilisation, the worst path with the Python lines of its signals, and how many
-endpoints of each unit miss the target. The exit status is 1 if the median of the seeds misses the target, or
-the part is too full. `--unit` does the same to one unit alone, in a fraction of the time; `--synth-only`
-stops at the netlist and its area.
+Yosys makes one netlist, nextpnr places and routes it once for each seed; on the ECP5, cells move by timing in
+between (sim/refine.py). Printed: LUTs by unit; for each seed the clock that it closes, utilisation, the worst
+path with the Python lines of its signals, and how many endpoints of each unit miss the target. The exit
+status is 1 if the median of the seeds misses the target, or the part is too full. `--unit` does the same to
+one unit alone, in a fraction of the time; `--synth-only` stops at the netlist and its area.
 
 Everything is kept in build/pnr/<config, unit, target>: netlist.json (made again only if the design or the
-flags change), seed<n>.json (nextpnr's report), seed<n>.log.
+flags change), seed<n>.json (nextpnr's report), seed<n>.log; on the ECP5 what sim.ecp5.place_and_route says.
 """
 import argparse
 import json

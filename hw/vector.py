@@ -30,7 +30,8 @@ class Vector(wiring.Component):
     counter events. Rate: one element per cycle; a quantised block takes max(block, C + 1) cycles. From
     instruction to instruction with `overlap`: one idle cycle and one per scalar operand that is read; a sum
     directly after a sum loses 11 cycles. Latency: first element 13 cycles after the command (folded: 14; plus
-    one per scalar lane word), last element to its write visible 45 cycles (quantised: 92), a sum up to 36 + 46.
+    one per scalar lane word), last element to its write visible 45 cycles (quantised: 92), a sum up to
+    36 + 46.
     sig_a: the last element has left the fetchers. sig_b, sig_c: all writes are visible. Errors: SRAM_RANGE
     and ALIGNMENT with the address, ILLEGAL_OPERAND with the flags word, or with a count of 2^24 and more.
     """

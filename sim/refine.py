@@ -18,15 +18,19 @@ from numpy.typing import NDArray
 from sim.floorplan import ram_sites
 from sim.sta import LUT, NEVER, WIRE, Timing
 
-__all__ = ["Placement", "price", "refine"]
+__all__ = ["Placement", "refine"]
 
-STEEP, LENGTH, WIDE = 0.4, 0.015, 100
+STEEP, LENGTH, WIDE = 0.4, 0.03, 100
 """A path that is late by so many ns more costs e times as much; cost of a tile of a net's half perimeter,
 which the router has to find room for; nets with more pins do not count."""
+ROOM, CROWDED = (50.0, 40.0), 8.0
+"""Nets that may pass a tile from left to right, and up and down, each spread evenly over its box, before the
+lengths of all that pass count for more; how much more where there are twice as many."""
 HOT = 0.3
 """At the start, costs are taken for so much larger at random: a way out of local minima."""
-LATEST = 200
-"""Paths up to half a ns earlier than this one of the latest count as late."""
+LATEST, EARLY = 200, 9.0
+"""Paths up to half a ns earlier than this one of the latest count as late; none below so many ns does, as
+whatever moves for speed makes the router's work harder."""
 
 
 @dataclass
@@ -79,6 +83,7 @@ class Placement:
             if not timing.direct[w]:
                 self.cells_of.setdefault(net, [source[w]]).append(sink[w])
         self.units = {k: self._unit(k) for k in range(count) if self.role[k]}
+        self.crowd()
 
     def _add(self, k: int) -> None:
         timing, cell = self.timing, self.timing.cells[k]
@@ -158,14 +163,52 @@ class Placement:
     def _lateness(self, path: NDArray) -> NDArray:
         return np.exp((np.minimum(path, self.late + 6) - self.late) / STEEP)
 
+    def demand(self) -> tuple[NDArray, NDArray]:
+        """Nets that pass each tile from left to right, and up and down: each spread evenly over its box."""
+        timing = self.timing
+        live = ~timing.direct
+        net, count = timing.net[live], len(timing.net)
+        box = [np.full(count, 999), np.full(count, 999), np.zeros(count, int), np.zeros(count, int)]
+        pins = np.bincount(net, minlength=count) + 1
+        for end in (timing.source[live], timing.sink[live]):
+            for k, at in enumerate((timing.x, timing.y)):
+                np.minimum.at(box[k], net, at[end])
+                np.maximum.at(box[2 + k], net, at[end])
+        some = (box[0] < 999) & (pins <= 10 * WIDE)
+        x0, y0, x1, y1 = (side[some] for side in box)
+        wide, high = x1 - x0, y1 - y0
+        more = 1 + 0.036 * (np.clip(pins[some], 3, 50) - 3)  # wire beside half the box
+        maps = []
+        for length in (wide, high):
+            density = more * length / ((wide + 1) * (high + 1))
+            grid = np.zeros((x1.max() + 3, y1.max() + 3))
+            for x, y, sign in ((x0, y0, 1), (x1 + 1, y0, -1), (x0, y1 + 1, -1), (x1 + 1, y1 + 1, 1)):
+                np.add.at(grid, (x, y), sign * density)
+            maps.append(grid.cumsum(0).cumsum(1))
+        return maps[0], maps[1]
+
+    def crowd(self) -> None:
+        """Set what lengths count where, by the present demand."""
+        self._sums = []
+        for demand, room in zip(self.demand(), ROOM, strict=True):
+            crowded = np.maximum(demand / room - 1, 0) * CROWDED
+            self._sums.append(np.pad(crowded, ((1, 200), (1, 200))).cumsum(0).cumsum(1))
+
     def _length(self, wires: Wires, x: NDArray, y: NDArray) -> NDArray:
         """Cost of the nets' half perimeters with their moving ends at each of the places."""
-        total = np.zeros(len(x))
-        if len(wires.nets):
-            for at, pins in ((x, self._xs[wires.pins]), (y, self._ys[wires.pins])):
-                low, high = np.minimum.reduceat(pins, wires.nets), np.maximum.reduceat(pins, wires.nets)
-                total += (np.maximum(at[:, None], high) - np.minimum(at[:, None], low)).sum(1)
-        return LENGTH * total
+        if not len(wires.nets):
+            return np.zeros(len(x))
+        low, high = [], []
+        for at, pins in ((x, self._xs[wires.pins]), (y, self._ys[wires.pins])):
+            low.append(np.minimum(at[:, None], np.minimum.reduceat(pins, wires.nets)))
+            high.append(np.maximum(at[:, None], np.maximum.reduceat(pins, wires.nets)) + 1)
+        sides = high[0] - low[0], high[1] - low[1]
+        total = np.zeros(sides[0].shape)
+        for side, sums in zip(sides, self._sums, strict=True):
+            inside = (sums[high[0], high[1]] - sums[low[0], high[1]] - sums[high[0], low[1]]
+                      + sums[low[0], low[1]])
+            total += (side - 1) * (1 + inside / (sides[0] * sides[1]))
+        return LENGTH * total.sum(1)
 
     def _cost(self, k: int, x: NDArray, y: NDArray) -> NDArray:
         """Cost of the unit of k at each of the places: exact, as long as its neighbours stay."""
@@ -488,7 +531,7 @@ def summary(arrivals: NDArray) -> str:
     return f"latest {arrivals.max():.2f} ns; {late}"
 
 
-def refine(placed: Path, refined: Path, sweeps: int = 250, seed: int = 1) -> None:
+def refine(placed: Path, refined: Path, sweeps: int = 100, seed: int = 1) -> None:
     """Placed netlist of nextpnr in, the same with other places out, progress on stdout."""
     netlist = json.loads(placed.read_text())
     timing = Timing(netlist)
@@ -497,9 +540,11 @@ def refine(placed: Path, refined: Path, sweeps: int = 250, seed: int = 1) -> Non
     best, places = arrivals, placement.bels()
     print(f"refine: {len(timing.cells)} cells; estimated: {summary(arrivals)}", flush=True)
     for sweep in range(sweeps):
-        late = float(np.partition(arrivals, -min(LATEST, len(arrivals)))[-min(LATEST, len(arrivals))]) - 0.5
+        some = min(LATEST, len(arrivals))
+        late = max(float(np.partition(arrivals, -some)[-some]) - 0.5, EARLY)
         everything = sweep % 20 == 4
         if sweep % 5 == 4:
+            placement.crowd()
             placement.move_blocks(late, late - 0.5)
             timing.update()
             placement.move_tiles(late, late - 0.5 if everything else late)

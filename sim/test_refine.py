@@ -15,7 +15,7 @@ from amaranth.lib.wiring import In, Out
 from hw.glue import Fifo
 from sim import ecp5, pnr
 from sim.netlist import tool
-from sim.refine import Placement, price, refine
+from sim.refine import Placement, refine
 from sim.sta import LUT, WIRE, Timing
 
 
@@ -64,14 +64,15 @@ def cells(netlist):
     return max(netlist["modules"].values(), key=lambda module: len(module["cells"]))["cells"]
 
 
-def test_refine(placed):
+def test_refine(placed, monkeypatch):
+    monkeypatch.setattr("sim.refine.EARLY", 1.0)  # a small design has no late paths
     before = json.loads(placed.read_text())
     refined = placed.with_name("refined.json")
     refine(placed, refined, sweeps=40)
     after = json.loads(refined.read_text())
     old, new = (Timing(copy.deepcopy(netlist)) for netlist in (before, after))
     Placement(new).check()
-    assert price(new.update()) < price(old.update())
+    assert new.update().max() < old.update().max() - 0.2
     moved = 0
     for cell, other in zip(cells(before).values(), cells(after).values(), strict=True):
         moved += cell["attributes"].pop("NEXTPNR_BEL") != other["attributes"].pop("NEXTPNR_BEL")

@@ -167,7 +167,7 @@ class Placement:
         """Nets that pass each tile from left to right, and up and down: each spread evenly over its box."""
         timing = self.timing
         live = ~timing.direct
-        net, count = timing.net[live], len(timing.net)
+        net, count = timing.net[live], int(timing.net.max(initial=0)) + 1
         box = [np.full(count, 999), np.full(count, 999), np.zeros(count, int), np.zeros(count, int)]
         pins = np.bincount(net, minlength=count) + 1
         for end in (timing.source[live], timing.sink[live]):
@@ -181,7 +181,7 @@ class Placement:
         maps = []
         for length in (wide, high):
             density = more * length / ((wide + 1) * (high + 1))
-            grid = np.zeros((x1.max() + 3, y1.max() + 3))
+            grid = np.zeros((x1.max(initial=0) + 3, y1.max(initial=0) + 3))
             for x, y, sign in ((x0, y0, 1), (x1 + 1, y0, -1), (x0, y1 + 1, -1), (x1 + 1, y1 + 1, 1)):
                 np.add.at(grid, (x, y), sign * density)
             maps.append(grid.cumsum(0).cumsum(1))
@@ -537,6 +537,9 @@ def refine(placed: Path, refined: Path, sweeps: int = 100, seed: int = 1) -> Non
     timing = Timing(netlist)
     placement = Placement(timing, seed)
     arrivals = timing.update()
+    if not len(arrivals):  # nothing to be in time for
+        refined.write_text(json.dumps(netlist))
+        return
     best, places = arrivals, placement.bels()
     print(f"refine: {len(timing.cells)} cells; estimated: {summary(arrivals)}", flush=True)
     for sweep in range(sweeps):

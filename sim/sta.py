@@ -87,9 +87,10 @@ class Timing:
                 else:
                     late = kind == "MULT18X18D" and port[0] in "AB" and not self._has(cell, "REG_INPUTA_CLK")
                     ends.append((wire, UNREGISTERED if late else SETUP.get(port, SETUP.get(kind, 0.0))))
-        self.source, self.sink, self.direct = np.array(source), np.array(sink), np.array(direct)
-        self.net, self._launch = np.array(node_of), np.array(launch)
-        self._end_wire, self._setup = np.array([w for w, _ in ends]), np.array([t for _, t in ends])
+        self.source, self.sink = np.array(source, int), np.array(sink, int)
+        self.direct = np.array(direct, bool)
+        self.net, self._launch = np.array(node_of, int), np.array(launch)
+        self._end_wire, self._setup = np.array([w for w, _ in ends], int), np.array([t for _, t in ends])
         self._sort(np.array([w for w, _, _ in arcs], int), np.array([n for _, n, _ in arcs], int),
                    np.array([t for _, _, t in arcs]))
 

@@ -115,6 +115,14 @@ def test_timing_of_a_path():
     np.testing.assert_allclose(timing.through(), arrival)
 
 
+def test_nothing_to_time(tmp_path):
+    netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
+    del cells(netlist)["first"], cells(netlist)["last"]
+    (tmp_path / "placed.json").write_text(json.dumps(netlist))
+    refine(tmp_path / "placed.json", tmp_path / "refined.json")
+    assert json.loads((tmp_path / "refined.json").read_text()) == netlist
+
+
 def test_loop_is_refused():
     netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
     lut = cells(netlist)["lut"]

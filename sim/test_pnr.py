@@ -57,8 +57,9 @@ def test_place_and_route(netlist):
     (fmax,) = (f["achieved"] for f in report["fmax"].values())
     assert float(lines[-1].split()[0]) == pytest.approx(1000 / fmax, abs=0.02)
     assert any("sim/test_pnr.py:" in line or "sim/pnr.py:" in line for line in lines)
-    assert not pnr.late(report, 1000 / fmax + 0.01)
-    misses = pnr.late(report, 0.9)
+    routed = netlist.with_name("seed1.routed.json"), netlist.with_name("seed1.sdf")
+    assert not pnr.measured_late(*routed, 1000 / fmax + 0.01)
+    misses = pnr.measured_late(*routed, 0.9)
     assert misses["late"][0][0] > 0.9 and misses["late"][0][1].startswith("inner.late.held")
 
 

@@ -1,0 +1,79 @@
+"""Timing closure on an LFE5U: nextpnr places, cells move by timing (sim/refine.py), nextpnr routes, and late
+paths are repaired (sim/repair.py) until every clock is met or a number of turns is over."""
+
+import json
+import re
+from pathlib import Path
+
+from sim.netlist import nextpnr
+from sim.refine import refine
+from sim.repair import repair
+
+__all__ = ["PLACE", "ROUTE", "constrained", "place_and_route", "slack"]
+
+PLACE, ROUTE = ("--placer", "static"), ("--no-pack", "--no-place", "--router", "router1")
+"""How nextpnr places and routes: its default placer (heap) leaves a fifth more wire; its other router stops
+short of a full part, with some thousand wires used twice for ever, where router1 takes its time and ends."""
+KINDS = ("json", "routed.json", "sdf", "config", "log")
+"""Files of a routed netlist: report, netlist, delays of its wires, configuration for ecppack, log."""
+REPAIRS, PATIENCE = 12, 3
+"""Turns of repair at most, and without a better clock until it is left at that."""
+LATE = 0.97
+"""A path is repaired that is longer than this share of the shortest clock period."""
+
+
+def place_and_route(command: list[str], netlist: Path, seed: int) -> dict:
+    """nextpnr's report (JSON) of one seed, of the best turn.
+
+    command: nextpnr with its options for part, constraints and clock, and --timing-allow-fail.
+    In the netlist's folder are left seed<n>.placed.json, seed<n>.place.log and, of the best turn, seed<n>.
+    and each of KINDS. RuntimeError where nextpnr fails; a clock that is too slow is only reported."""
+    folder, name = netlist.parent, f"seed{seed}"
+    placed, routed, sdf, unrouted = (
+        folder / f"{name}.{kind}" for kind in ("placed.json", "routed.json", "sdf", "unrouted.json"))
+    nextpnr([*command, "--json", netlist.name, *PLACE, "--no-route", "--write", placed.name,
+             "--seed", str(seed)], folder, f"{name}.place.log")
+    clocks = constrained((folder / f"{name}.place.log").read_text())
+    refine(placed, unrouted, seed=seed)
+    best: dict = {}
+    gained = 0
+    for turn in range(1 + REPAIRS):
+        report = _route([*command, "--seed", str(seed + turn)], unrouted, f"{name}.turn", clocks)
+        print(f"{name}: " + ", ".join(f"{fmax['achieved']:.1f} MHz" for fmax in report["fmax"].values()),
+              flush=True)
+        if not best or slack(report) > slack(best):
+            best, gained = report, turn
+            for kind in KINDS:
+                (folder / f"{name}.turn.{kind}").replace(folder / f"{name}.{kind}")
+        if slack(best) >= 1 or turn == REPAIRS or turn == gained + PATIENCE:
+            break
+        period = 1000 / max(fmax["constraint"] for fmax in best["fmax"].values())
+        repair(routed, sdf, unrouted, LATE * period, seed=1 + turn)
+    return best
+
+
+def _route(command: list[str], netlist: Path, name: str, clocks: dict[str, float]) -> dict:
+    """Report of one run of the router, with what the clocks have to reach."""
+    files = zip(("--report", "--write", "--sdf", "--textcfg"), KINDS, strict=False)
+    options = [word for option, kind in files for word in (option, f"{name}.{kind}")]
+    nextpnr([*command, "--json", netlist.name, *ROUTE, *options], netlist.parent, f"{name}.log")
+    report = json.loads((netlist.parent / f"{name}.json").read_text())
+    for net, mhz in clocks.items():
+        for clock, fmax in report["fmax"].items():
+            if f"{clock.removeprefix('$glbnet$')}$".startswith(f"{net}$"):
+                fmax["constraint"] = mhz
+    (netlist.parent / f"{name}.json").write_text(json.dumps(report))
+    return report
+
+
+def slack(report: dict) -> float:
+    """MHz that a report's clocks reach over those they have to, at least; 1 without clocks."""
+    return min((fmax["achieved"] / fmax["constraint"] for fmax in report["fmax"].values()), default=1.0)
+
+
+def constrained(log: str) -> dict[str, float]:
+    """Clock net -> MHz that it has to reach, by nextpnr's log of the placement; a placed netlist that is read
+    again has lost them."""
+    given = re.findall(r"constraining clock net '(.+)' to ([\d.]+) MHz", log)
+    derived = re.findall(r"Derived frequency constraint of ([\d.]+) MHz for net (.+)", log)
+    return {net: float(mhz) for net, mhz in [*given, *((net, mhz) for mhz, net in derived)]}

@@ -1,0 +1,330 @@
+"""Moves of placed cells, LUTs to block RAMs and whole tiles, to where the paths through them are shorter."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sim.placement import Placement
+from sim.sta import LUT, NEVER, WIRE, Timing
+
+__all__ = ["STEEP", "Moves"]
+
+STEEP, LENGTH, WIDE = 0.4, 0.03, 100
+"""A path that is late by so many ns more costs e times as much; cost of a tile of a net's half perimeter,
+which the router has to find room for; nets with more pins do not count."""
+ROOM, CROWDED = (50.0, 40.0), 8.0
+"""Nets that may pass a tile from left to right, and up and down, each spread evenly over its box, before the
+lengths of all that pass count for more; how much more where there are twice as many."""
+
+
+@dataclass
+class Wires:
+    """Wires between cells that move together and others: their numbers, the end that moves, the other end."""
+
+    index: NDArray
+    own: NDArray
+    other: NDArray
+    pins: NDArray
+    """Of all nets at these wires, net after net: the cells that stay."""
+    nets: NDArray
+    """Where in `pins` each net begins."""
+
+
+class Moves(Placement):
+    """A placement and the moves that make it faster, each a sweep over what is late."""
+
+    def __init__(self, timing: Timing, seed: int = 1):
+        super().__init__(timing)
+        self.rng = np.random.default_rng(seed)
+        self._source, self._sink = timing.source.tolist(), timing.sink.tolist()
+        self._net = timing.net.tolist()
+        self.wires: list[list[int]] = [[] for _ in timing.cells]
+        self.cells_of: dict[int, list[int]] = {}  # net -> its cells
+        for w in np.flatnonzero(~timing.direct).tolist():
+            a, b = self._source[w], self._sink[w]
+            self.wires[a].append(w)
+            self.wires[b].append(w)
+            self.cells_of.setdefault(self._net[w], [a]).append(b)
+        self.units = {k: self._unit(k) for k in range(len(timing.cells)) if self.role[k]}
+        self.crowd()
+
+    def _unit(self, k: int) -> tuple[Wires, int, int]:
+        """Wires of what moves with k: into the LUT, out of the LUT, the register's; where the kinds begin."""
+        groups: tuple[list, list, list] = [], [], []
+        own = self.together(k)
+        for cell in own:
+            lut = self.timing.cells[cell]["type"] == "TRELLIS_COMB"
+            for w in self.wires[cell]:
+                out = self._source[w] == cell
+                other = self._sink[w] if out else self._source[w]
+                if other not in own:
+                    groups[out if lut else 2].append((w, cell, other))
+        wires = self._wires([wire for group in groups for wire in group], set(own))
+        return wires, len(groups[0]), len(groups[0]) + len(groups[1])
+
+    def _wires(self, wires: list[tuple[int, int, int]], own: set[int]) -> Wires:
+        pins: list[int] = []
+        nets: list[int] = []
+        for net in dict.fromkeys(self._net[w] for w, _, _ in wires):
+            stay = [k for k in self.cells_of[net] if k not in own]
+            if 0 < len(stay) <= WIDE:
+                nets.append(len(pins))
+                pins += stay
+        index, moving, other = np.array(wires, int).reshape(-1, 3).T
+        return Wires(index, moving, other, np.array(pins, int), np.array(nets, int))
+
+    def _start(self, late: float, heat: float) -> NDArray:
+        """Of a sweep: how much each wire counts."""
+        self.late, self.heat = late, heat
+        self.locked: set[int] = set()
+        self._delays = self.timing.delays()
+        return self._lateness(self.timing.through()) + LENGTH
+
+    def _lateness(self, path: NDArray) -> NDArray:
+        return np.exp((np.minimum(path, self.late + 6) - self.late) / STEEP)
+
+    def demand(self) -> tuple[NDArray, NDArray]:
+        """Nets that pass each tile from left to right, and up and down: each spread evenly over its box."""
+        timing = self.timing
+        live = ~timing.direct
+        net, count = timing.net[live], int(timing.net.max(initial=0)) + 1
+        box = [np.full(count, 999), np.full(count, 999), np.zeros(count, int), np.zeros(count, int)]
+        pins = np.bincount(net, minlength=count) + 1
+        for end in (timing.source[live], timing.sink[live]):
+            for k, at in enumerate((timing.x, timing.y)):
+                np.minimum.at(box[k], net, at[end])
+                np.maximum.at(box[2 + k], net, at[end])
+        some = (box[0] < 999) & (pins <= 10 * WIDE)
+        x0, y0, x1, y1 = (side[some] for side in box)
+        wide, high = x1 - x0, y1 - y0
+        more = 1 + 0.036 * (np.clip(pins[some], 3, 50) - 3)  # wire beside half the box
+        maps = []
+        for length in (wide, high):
+            density = more * length / ((wide + 1) * (high + 1))
+            grid = np.zeros((x1.max(initial=0) + 3, y1.max(initial=0) + 3))
+            for x, y, sign in ((x0, y0, 1), (x1 + 1, y0, -1), (x0, y1 + 1, -1), (x1 + 1, y1 + 1, 1)):
+                np.add.at(grid, (x, y), sign * density)
+            maps.append(grid.cumsum(0).cumsum(1))
+        return maps[0], maps[1]
+
+    def crowd(self) -> None:
+        """Set what lengths count where, by the present demand."""
+        self._sums = []
+        for demand, room in zip(self.demand(), ROOM, strict=True):
+            crowded = np.maximum(demand / room - 1, 0) * CROWDED
+            self._sums.append(np.pad(crowded, ((1, 200), (1, 200))).cumsum(0).cumsum(1))
+
+    def _length(self, wires: Wires, x: NDArray, y: NDArray) -> NDArray:
+        """Cost of the nets' half perimeters with their moving ends at each of the places."""
+        if not len(wires.nets):
+            return np.zeros(len(x))
+        low, high = [], []
+        for at, pins in ((x, self.xs[wires.pins]), (y, self.ys[wires.pins])):
+            low.append(np.minimum(at[:, None], np.minimum.reduceat(pins, wires.nets)))
+            high.append(np.maximum(at[:, None], np.maximum.reduceat(pins, wires.nets)) + 1)
+        sides = high[0] - low[0], high[1] - low[1]
+        total = np.zeros(sides[0].shape)
+        for side, sums in zip(sides, self._sums, strict=True):
+            inside = (sums[high[0], high[1]] - sums[low[0], high[1]] - sums[high[0], low[1]]
+                      + sums[low[0], low[1]])
+            total += (side - 1) * (1 + inside / (sides[0] * sides[1]))
+        return LENGTH * total.sum(1)
+
+    def _cost(self, k: int, x: NDArray, y: NDArray) -> NDArray:
+        """Cost of the unit of k at each of the places, of which the first is its own: exact, as long as its
+        neighbours stay."""
+        wires, into, out = self.units[k]
+        timing, other = self.timing, wires.other
+        delay = WIRE[abs(x[:, None] - self.xs[other]) + abs(y[:, None] - self.ys[other])]
+        delay[0] = self._delays[wires.index]
+        head, after = timing.head[wires.index], timing.after[wires.index]
+        path = delay + head + after
+        if out > into:
+            onward = (delay[:, into:out] + after[into:out]).max(1)
+            if self.role[k] == "P":
+                onward = np.maximum(onward, 0)
+            path[:, :into] = delay[:, :into] + head[:into] + LUT + onward[:, None]
+            if into:
+                arrival = (delay[:, :into] + head[:into]).max(1) + LUT
+                path[:, into:out] = arrival[:, None] + delay[:, into:out] + after[into:out]
+        noise = 1 + self.heat * self.rng.random(len(x)) if self.heat else 1
+        return self._lateness(path).sum(1) * noise + self._length(wires, x, y)
+
+    def _cost_moved(self, wires: Wires, dx: NDArray, dy: NDArray) -> NDArray:
+        """Cost of the wires with their own ends moved, of which the first move is none."""
+        own, other = wires.own, wires.other
+        if not len(own):
+            return np.zeros(len(dx))
+        delay = WIRE[abs(self.xs[own] + dx[:, None] - self.xs[other])
+                     + abs(self.ys[own] + dy[:, None] - self.ys[other])]
+        delay[0] = self._delays[wires.index]
+        path = delay + self.timing.head[wires.index] + self.timing.after[wires.index]
+        x, y = self.x[own[0]] + dx, self.y[own[0]] + dy
+        return self._lateness(path).sum(1) + self._length(wires, x, y)
+
+    def _critical(self) -> NDArray:
+        """Longest path through each cell (ns)."""
+        longest, through = np.full(len(self.x), NEVER), self.timing.through()
+        for ends in (self.timing.source, self.timing.sink):
+            np.maximum.at(longest, ends, np.where(self.timing.direct, NEVER, through))
+        return longest
+
+    def _towards(self, weight: NDArray, x: NDArray, y: NDArray, start: tuple[int, int], around: int,
+                 nearest: int) -> dict[tuple[int, int], None]:
+        """Places near the line from `start` to the weighted median of the given ones, and near the heaviest
+        of them."""
+        half = weight.sum() / 2
+        way = []
+        for at, begin in ((x, start[0]), (y, start[1])):
+            order = np.argsort(at)
+            way.append(int(at[order][np.searchsorted(np.cumsum(weight[order]), half)]) - begin)
+        points = [(start[0] + round(f * way[0]), start[1] + round(f * way[1]), around)
+                  for f in (0, 0.25, 0.5, 0.75, 1)]
+        points += [(int(x[k]), int(y[k]), 1) for k in np.argsort(-weight)[:nearest]]
+        return {(i, j): None for px, py, reach in points
+                for i in range(px - reach, px + reach + 1) for j in range(py - reach, py + reach + 1)}
+
+    def _partner_at(self, k: int, tile: tuple[int, int], gain: float) -> int | None:
+        """Of the units in a tile that may change places with k's the one that loses least, if less than
+        `gain`."""
+        role, least, best = self.role[k], 0.8 * gain, None
+        x, y = np.array([tile[0], self.x[k]]), np.array([tile[1], self.y[k]])
+        for q in self.tiles[tile][role == "R"]:
+            if q is None or q in self.locked or self.role[q] != role:
+                continue
+            if role != "L" and self.controls[self.together(q)[-1]] != self.controls[self.together(k)[-1]]:
+                continue
+            here, there = self._cost(q, x, y)
+            if there - here < least:
+                least, best = there - here, q
+        return best
+
+    def _lock(self, k: int) -> None:
+        """Neighbours of what has moved wait for the next sweep: their costs are no longer exact."""
+        for cell in (k, *self.units[k][0].other.tolist()):
+            self.locked.add(cell)
+            if self.partner[cell] is not None:
+                self.locked.add(self.partner[cell])
+
+    def move_cells(self, late: float, threshold: float, heat: float = 0.0) -> int:
+        """Move what has paths longer than `threshold` (ns), where `late` is late; returns how many moved."""
+        weight, longest, moved = self._start(late, heat), self._critical(), 0
+        for k in range(len(longest)):
+            if self.role[k] == "P":
+                longest[k] = max(longest[c] for c in self.together(k))
+        for k in np.argsort(-longest).tolist():
+            if longest[k] <= threshold:
+                break
+            if self.role[k] not in ("L", "P", "R") or k in self.locked:
+                continue
+            wires, start = self.units[k][0], (self.x[k], self.y[k])
+            if not 0 < len(wires.index) <= 80:
+                continue
+            others = self.xs[wires.other], self.ys[wires.other]
+            near = self._towards(weight[wires.index], *others, start, around=2, nearest=4)
+            places = [start, *(tile for tile in near if tile in self.tiles and tile != start)]
+            x, y = np.array(places).T
+            cost = self._cost(k, x, y)
+            for tried, j in enumerate(np.argsort(cost)[:40]):
+                gain = cost[0] - cost[j]
+                if gain < 0.002 * cost[0]:
+                    break
+                z = self.room(k, places[j])
+                other = self._partner_at(k, places[j], gain) if z is None and tried < 10 else None
+                if z is not None:
+                    self.put(k, places[j], z)
+                elif other is not None:
+                    self._lock(other)
+                    self.swap(k, other)
+                else:
+                    continue
+                self._lock(k)
+                moved += 1
+                break
+        self.settle()
+        return moved
+
+    def move_blocks(self, late: float, threshold: float) -> int:
+        """Move block RAMs with paths longer than `threshold` (ns), also to where another is; returns how many
+        moved."""
+        self._start(late, 0.0)
+        longest, moved = self._critical(), 0
+        for k in np.argsort(-longest).tolist():
+            if longest[k] <= threshold:
+                break
+            if self.role[k] != "B" or k in self.locked or not len(self.units[k][0].index):
+                continue
+            start = self.x[k], self.y[k]
+            places = [start, *(place for place in self.blocks if place != start)]
+            cost = self._cost(k, *np.array(places).T)
+            for j in np.argsort(cost)[:30]:
+                gain, other = cost[0] - cost[j], self.blocks[places[j]]
+                if gain < 0.01 * cost[0]:
+                    break
+                if other is not None:
+                    if self.role[other] != "B" or other in self.locked:
+                        continue
+                    stays, goes = self._cost(other, *np.array([places[j], start]).T)
+                    if goes - stays > 0.8 * gain:
+                        continue
+                    self._lock(other)
+                for cell, place in ((k, places[j]), (other, start)):
+                    self.blocks[place] = cell
+                    if cell is not None:
+                        self.x[cell], self.y[cell] = self.xs[cell], self.ys[cell] = place
+                self._lock(k)
+                moved += 1
+                break
+        self.settle()
+        return moved
+
+    def _outward(self, cells: list[int]) -> Wires:
+        own, wires = set(cells), []
+        for k in cells:
+            for w in self.wires[k]:
+                other = self._sink[w] if self._source[w] == k else self._source[w]
+                if other not in own:
+                    wires.append((w, k, other))
+        return self._wires(wires, own)
+
+    def move_tiles(self, late: float, threshold: float) -> int:
+        """Let tiles with LUT RAM or a carry chain on paths longer than `threshold` (ns) change places with
+        others; returns how many moved."""
+        weight, longest, moved, seen = self._start(late, 0.0), self._critical(), 0, set()
+        for k in np.argsort(-longest).tolist():
+            if longest[k] <= threshold:
+                break
+            if self.role[k] or (self.x[k], self.y[k]) not in self.tiles:
+                continue
+            x, y, count = self.strip(self.x[k], self.y[k])
+            if (x, y) in seen or not self.movable(x, y, count):
+                continue
+            seen.add((x, y))
+            cells = self.inside(x, y, count)
+            wires = self._outward(cells)
+            if not self.locked.isdisjoint(cells) or not len(wires.index):
+                continue
+            # where the strip would have to be for each wire to have no length
+            at_x = self.xs[wires.other] - self.xs[wires.own] + x
+            at_y = self.ys[wires.other] - self.ys[wires.own] + y
+            near = self._towards(weight[wires.index], at_x, at_y, (x, y), around=3, nearest=0)
+            places = [(x, y), *((i, j) for i, j in near
+                                if (j != y or abs(i - x) >= count) and self.movable(i, j, count))]
+            dx, dy = np.array(places).T - np.array([[x], [y]])
+            cost = self._cost_moved(wires, dx, dy)
+            best, most = None, 0.005 * cost[0]
+            for j in np.argsort(cost)[:12]:
+                there = self.inside(places[j][0], places[j][1], count)
+                if cost[0] - cost[j] > most and self.locked.isdisjoint(there):
+                    back = np.array([0, -dx[j]]), np.array([0, -dy[j]])
+                    stays, goes = self._cost_moved(self._outward(there), *back)
+                    if (gain := cost[0] - cost[j] - goes + stays) > most:
+                        most, best = gain, j
+            if best is not None:
+                self.exchange((x, y), places[best], count)
+                self.locked.update(cells, self.inside(x, y, count), wires.other.tolist())
+                seen.add(places[best])
+                moved += 1
+        self.settle()
+        return moved

@@ -18,6 +18,7 @@ KINDS = ("json", "routed.json", "sdf", "config", "log")
 """Files of a routed netlist: report, netlist, delays of its wires, configuration for ecppack, log."""
 REPAIRS, PATIENCE = 12, 3
 """Turns of repair at most, and without a better clock until it is left at that."""
+BLOCKED = re.compile(r"(?m)Failed to find a route for arc \d+ of net (\S+)\.$")
 LATE = 0.97
 """A path is repaired that is longer than this share of the shortest clock period."""
 
@@ -36,19 +37,27 @@ def place_and_route(command: list[str], netlist: Path, seed: int) -> dict:
     clocks = constrained((folder / f"{name}.place.log").read_text())
     refine(placed, unrouted, seed=seed)
     best: dict = {}
-    gained = 0
+    gained, stay = 0, set[str]()
     for turn in range(1 + REPAIRS):
-        report = _route([*command, "--seed", str(seed + turn)], unrouted, f"{name}.turn", clocks)
-        print(f"{name}: " + ", ".join(f"{fmax['achieved']:.1f} MHz" for fmax in report["fmax"].values()),
-              flush=True)
-        if not best or slack(report) > slack(best):
-            best, gained = report, turn
-            for kind in KINDS:
-                (folder / f"{name}.turn.{kind}").replace(folder / f"{name}.{kind}")
+        try:
+            report = _route([*command, "--seed", str(seed + turn)], unrouted, f"{name}.turn", clocks)
+        except RuntimeError:
+            blocked = BLOCKED.findall((folder / f"{name}.turn.log").read_text())
+            if not best or not blocked:
+                raise
+            print(f"{name}: no way left for {', '.join(blocked)}", flush=True)
+            stay.update(blocked)
+        else:
+            print(f"{name}: " + ", ".join(f"{fmax['achieved']:.1f} MHz" for fmax in report["fmax"].values()),
+                  flush=True)
+            if not best or slack(report) > slack(best):
+                best, gained = report, turn
+                for kind in KINDS:
+                    (folder / f"{name}.turn.{kind}").replace(folder / f"{name}.{kind}")
         if slack(best) >= 1 or turn == REPAIRS or turn == gained + PATIENCE:
             break
         period = 1000 / max(fmax["constraint"] for fmax in best["fmax"].values())
-        repair(routed, sdf, unrouted, LATE * period, seed=1 + turn)
+        repair(routed, sdf, unrouted, LATE * period, 1 + turn, stay)
     return best
 
 

@@ -10,12 +10,14 @@ from sim.sta import LUT, NEVER, WIRE, Timing
 
 __all__ = ["STEEP", "Moves"]
 
-STEEP, LENGTH, WIDE = 0.4, 0.03, 100
-"""A path that is late by so many ns more costs e times as much; cost of a tile of a net's half perimeter,
-which the router has to find room for; nets with more pins do not count."""
-ROOM, CROWDED = (50.0, 40.0), 8.0
-"""Nets that may pass a tile from left to right, and up and down, each spread evenly over its box, before the
-lengths of all that pass count for more; how much more where there are twice as many."""
+MOST = 80
+"""Pins at the wires of a LUT, register or pair that moves."""
+STEEP, LENGTH = 0.4, 0.03
+"""A path that is late by so many ns more costs e times as much; cost of a wire by its length in tiles."""
+FEW, WIDE = 16, 100
+"""Of a net with more than FEW pins the wires share some of their way, with more than WIDE all that matters.
+Below that nextpnr's router leads nearly every wire to its own pin: two words of SRAM that six ports read are
+twelve words to it, and a port is better off beside its SRAM than its readers."""
 
 
 @dataclass
@@ -25,10 +27,6 @@ class Wires:
     index: NDArray
     own: NDArray
     other: NDArray
-    pins: NDArray
-    """Of all nets at these wires, net after net: the cells that stay."""
-    nets: NDArray
-    """Where in `pins` each net begins."""
 
 
 class Moves(Placement):
@@ -38,16 +36,14 @@ class Moves(Placement):
         super().__init__(timing)
         self.rng = np.random.default_rng(seed)
         self._source, self._sink = timing.source.tolist(), timing.sink.tolist()
-        self._net = timing.net.tolist()
+        pins = np.bincount(timing.net)[timing.net]
+        self._share = LENGTH * np.sqrt(FEW / np.maximum(pins, FEW)) * (pins <= WIDE)
         self.wires: list[list[int]] = [[] for _ in timing.cells]
-        self.cells_of: dict[int, list[int]] = {}  # net -> its cells
         for w in np.flatnonzero(~timing.direct).tolist():
             a, b = self._source[w], self._sink[w]
             self.wires[a].append(w)
             self.wires[b].append(w)
-            self.cells_of.setdefault(self._net[w], [a]).append(b)
         self.units = {k: self._unit(k) for k in range(len(timing.cells)) if self.role[k]}
-        self.crowd()
 
     def _unit(self, k: int) -> tuple[Wires, int, int]:
         """Wires of what moves with k: into the LUT, out of the LUT, the register's; where the kinds begin."""
@@ -60,83 +56,27 @@ class Moves(Placement):
                 other = self._sink[w] if out else self._source[w]
                 if other not in own:
                     groups[out if lut else 2].append((w, cell, other))
-        wires = self._wires([wire for group in groups for wire in group], set(own))
+        wires = Wires(*np.array([wire for group in groups for wire in group], int).reshape(-1, 3).T)
         return wires, len(groups[0]), len(groups[0]) + len(groups[1])
-
-    def _wires(self, wires: list[tuple[int, int, int]], own: set[int]) -> Wires:
-        pins: list[int] = []
-        nets: list[int] = []
-        for net in dict.fromkeys(self._net[w] for w, _, _ in wires):
-            stay = [k for k in self.cells_of[net] if k not in own]
-            if 0 < len(stay) <= WIDE:
-                nets.append(len(pins))
-                pins += stay
-        index, moving, other = np.array(wires, int).reshape(-1, 3).T
-        return Wires(index, moving, other, np.array(pins, int), np.array(nets, int))
 
     def _start(self, late: float, heat: float) -> NDArray:
         """Of a sweep: how much each wire counts."""
         self.late, self.heat = late, heat
         self.locked: set[int] = set()
         self._delays = self.timing.delays()
-        return self._lateness(self.timing.through()) + LENGTH
+        return self._lateness(self.timing.through()) + self._share
 
     def _lateness(self, path: NDArray) -> NDArray:
         return np.exp((np.minimum(path, self.late + 6) - self.late) / STEEP)
-
-    def demand(self) -> tuple[NDArray, NDArray]:
-        """Nets that pass each tile from left to right, and up and down: each spread evenly over its box."""
-        timing = self.timing
-        live = ~timing.direct
-        net, count = timing.net[live], int(timing.net.max(initial=0)) + 1
-        box = [np.full(count, 999), np.full(count, 999), np.zeros(count, int), np.zeros(count, int)]
-        pins = np.bincount(net, minlength=count) + 1
-        for end in (timing.source[live], timing.sink[live]):
-            for k, at in enumerate((timing.x, timing.y)):
-                np.minimum.at(box[k], net, at[end])
-                np.maximum.at(box[2 + k], net, at[end])
-        some = (box[0] < 999) & (pins <= 10 * WIDE)
-        x0, y0, x1, y1 = (side[some] for side in box)
-        wide, high = x1 - x0, y1 - y0
-        more = 1 + 0.036 * (np.clip(pins[some], 3, 50) - 3)  # wire beside half the box
-        maps = []
-        for length in (wide, high):
-            density = more * length / ((wide + 1) * (high + 1))
-            grid = np.zeros((x1.max(initial=0) + 3, y1.max(initial=0) + 3))
-            for x, y, sign in ((x0, y0, 1), (x1 + 1, y0, -1), (x0, y1 + 1, -1), (x1 + 1, y1 + 1, 1)):
-                np.add.at(grid, (x, y), sign * density)
-            maps.append(grid.cumsum(0).cumsum(1))
-        return maps[0], maps[1]
-
-    def crowd(self) -> None:
-        """Set what lengths count where, by the present demand."""
-        self._sums = []
-        for demand, room in zip(self.demand(), ROOM, strict=True):
-            crowded = np.maximum(demand / room - 1, 0) * CROWDED
-            self._sums.append(np.pad(crowded, ((1, 200), (1, 200))).cumsum(0).cumsum(1))
-
-    def _length(self, wires: Wires, x: NDArray, y: NDArray) -> NDArray:
-        """Cost of the nets' half perimeters with their moving ends at each of the places."""
-        if not len(wires.nets):
-            return np.zeros(len(x))
-        low, high = [], []
-        for at, pins in ((x, self.xs[wires.pins]), (y, self.ys[wires.pins])):
-            low.append(np.minimum(at[:, None], np.minimum.reduceat(pins, wires.nets)))
-            high.append(np.maximum(at[:, None], np.maximum.reduceat(pins, wires.nets)) + 1)
-        sides = high[0] - low[0], high[1] - low[1]
-        total = np.zeros(sides[0].shape)
-        for side, sums in zip(sides, self._sums, strict=True):
-            inside = (sums[high[0], high[1]] - sums[low[0], high[1]] - sums[high[0], low[1]]
-                      + sums[low[0], low[1]])
-            total += (side - 1) * (1 + inside / (sides[0] * sides[1]))
-        return LENGTH * total.sum(1)
 
     def _cost(self, k: int, x: NDArray, y: NDArray) -> NDArray:
         """Cost of the unit of k at each of the places, of which the first is its own: exact, as long as its
         neighbours stay."""
         wires, into, out = self.units[k]
         timing, other = self.timing, wires.other
-        delay = WIRE[abs(x[:, None] - self.xs[other]) + abs(y[:, None] - self.ys[other])]
+        way = abs(x[:, None] - self.xs[other]) + abs(y[:, None] - self.ys[other])
+        delay = WIRE[way]
+        delay += self.timing.margin
         delay[0] = self._delays[wires.index]
         head, after = timing.head[wires.index], timing.after[wires.index]
         path = delay + head + after
@@ -149,19 +89,20 @@ class Moves(Placement):
                 arrival = (delay[:, :into] + head[:into]).max(1) + LUT
                 path[:, into:out] = arrival[:, None] + delay[:, into:out] + after[into:out]
         noise = 1 + self.heat * self.rng.random(len(x)) if self.heat else 1
-        return self._lateness(path).sum(1) * noise + self._length(wires, x, y)
+        return self._lateness(path).sum(1) * noise + way @ self._share[wires.index]
 
     def _cost_moved(self, wires: Wires, dx: NDArray, dy: NDArray) -> NDArray:
         """Cost of the wires with their own ends moved, of which the first move is none."""
         own, other = wires.own, wires.other
         if not len(own):
             return np.zeros(len(dx))
-        delay = WIRE[abs(self.xs[own] + dx[:, None] - self.xs[other])
-                     + abs(self.ys[own] + dy[:, None] - self.ys[other])]
+        way = (abs(self.xs[own] + dx[:, None] - self.xs[other])
+               + abs(self.ys[own] + dy[:, None] - self.ys[other]))
+        delay = WIRE[way]
+        delay += self.timing.margin
         delay[0] = self._delays[wires.index]
         path = delay + self.timing.head[wires.index] + self.timing.after[wires.index]
-        x, y = self.x[own[0]] + dx, self.y[own[0]] + dy
-        return self._lateness(path).sum(1) + self._length(wires, x, y)
+        return self._lateness(path).sum(1) + way @ self._share[wires.index]
 
     def _critical(self) -> NDArray:
         """Longest path through each cell (ns)."""
@@ -191,7 +132,8 @@ class Moves(Placement):
         role, least, best = self.role[k], 0.8 * gain, None
         x, y = np.array([tile[0], self.x[k]]), np.array([tile[1], self.y[k]])
         for q in self.tiles[tile][role == "R"]:
-            if q is None or q in self.locked or self.role[q] != role:
+            if (q is None or q in self.locked or self.role[q] != role
+                    or len(self.units[q][0].index) > MOST):
                 continue
             if role != "L" and self.controls[self.together(q)[-1]] != self.controls[self.together(k)[-1]]:
                 continue
@@ -219,7 +161,7 @@ class Moves(Placement):
             if self.role[k] not in ("L", "P", "R") or k in self.locked:
                 continue
             wires, start = self.units[k][0], (self.x[k], self.y[k])
-            if not 0 < len(wires.index) <= 80:
+            if not 0 < len(wires.index) <= MOST:
                 continue
             others = self.xs[wires.other], self.ys[wires.other]
             near = self._towards(weight[wires.index], *others, start, around=2, nearest=4)
@@ -286,7 +228,7 @@ class Moves(Placement):
                 other = self._sink[w] if self._source[w] == k else self._source[w]
                 if other not in own:
                     wires.append((w, k, other))
-        return self._wires(wires, own)
+        return Wires(*np.array(wires, int).reshape(-1, 3).T)
 
     def move_tiles(self, late: float, threshold: float) -> int:
         """Let tiles with LUT RAM or a carry chain on paths longer than `threshold` (ns) change places with

@@ -21,6 +21,8 @@ __all__ = ["price", "refine", "summary"]
 
 HOT = 0.3
 """At the start, costs are taken for so much larger at random: a way out of local minima."""
+WHOLE = 5
+"""Each so many sweeps one is over everything, for shorter wires."""
 LATEST, EARLY = 200, 9.0
 """Paths up to half a ns earlier than this one of the latest count as late; none below so many ns does, as
 whatever moves for speed makes the router's work harder."""
@@ -31,7 +33,7 @@ def summary(arrivals: NDArray) -> str:
     return f"latest {arrivals.max():.2f} ns; {late}"
 
 
-def refine(placed: Path, refined: Path, sweeps: int = 100, seed: int = 1) -> None:
+def refine(placed: Path, refined: Path, sweeps: int = 60, seed: int = 1) -> None:
     """Placed netlist of nextpnr in, the same with other places out, progress on stdout."""
     netlist = json.loads(placed.read_text())
     timing = Timing(netlist)
@@ -45,9 +47,8 @@ def refine(placed: Path, refined: Path, sweeps: int = 100, seed: int = 1) -> Non
     for sweep in range(sweeps):
         some = min(LATEST, len(arrivals))
         late = max(float(np.partition(arrivals, -some)[-some]) - 0.5, EARLY)
-        everything = sweep % 20 == 4
+        everything = sweep % WHOLE == WHOLE - 1
         if sweep % 5 == 4:
-            placement.crowd()
             placement.move_blocks(late, late - 0.5)
             timing.update()
             placement.move_tiles(late, late - 0.5 if everything else late)
@@ -60,7 +61,7 @@ def refine(placed: Path, refined: Path, sweeps: int = 100, seed: int = 1) -> Non
         arrivals = timing.update()
         if price(arrivals) < price(best):
             best, places = arrivals, placement.bels()
-        if sweep % 40 == 39:
+        if sweep % 20 == 19:
             print(f"refine: sweep {sweep + 1}: {summary(arrivals)}", flush=True)
     print(f"refine: {summary(best)}", flush=True)
     for cell, place in zip(timing.cells, places, strict=True):

@@ -7,51 +7,87 @@ routes what is missing, late paths first, on top of the rest.
 """
 
 import json
+import re
 from collections.abc import Collection
 from pathlib import Path
 
 
+import numpy as np
+
 from sim.moves import Moves
 from sim.placement import Placement
 from sim.refine import price, summary
-from sim.sta import Timing
+from sim.sta import NEVER, Timing
 
 __all__ = ["repair"]
 
-SLOW = 0.15
+SLOW = 0.3
 """A wire of a late path that is so much (ns) slower than usual for its length is routed again."""
+FREE, KEPT = "1", "3"
+"""nextpnr's strengths of routed wires that others may take, and of those they may not."""
+FEW, SAFE = 2, 0.5
+"""What has to give way: nets of so few pins, on paths that are earlier than late ones by so much (ns)."""
 BEHIND = 1.0
 """Paths that are earlier than the latest by more (ns) are left alone."""
 
 
-def unroute(netlist: dict, timing: Timing, bits: Collection[int]) -> int:
-    """Take the routing of nets out, and that of the clocks' network, which nextpnr routes before all others;
-    returns the number of nets."""
+def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: Collection[int],
+            stay: Collection[int], early: float) -> None:
+    """Take routing out: of the nets that moved cells drive, of slow wires, and of the clocks' network, which
+    nextpnr routes before all others. Wires to where a cell no longer is nextpnr drops by itself."""
     module = max(netlist["modules"].values(), key=lambda module: len(module["cells"]))
-    count = 0
+    whole: set[int] = set()
+    pins: dict[int, set[str]] = {}  # net -> nextpnr's names of the pins
+    for k, cell in enumerate(timing.cells):
+        if k in moved or cell["type"] == "DCCA":
+            whole.update(bit for _, bit in timing.pins(k, "output"))
+    for w in slow:
+        k, port = int(timing.sink[w]), timing.port(w)
+        place = timing.cells[k]["attributes"]["NEXTPNR_BEL"]
+        found = re.fullmatch(r"(X\d+/Y\d+)/SLICE([A-D])\.(?:K|FF)([01])", place)
+        if found and port in ("A", "B", "C", "D", "M"):
+            at = "ABCD".index(found[2]) * 2 + int(found[3])
+            pins.setdefault(timing.bits[timing.net[w]], set()).add(f"{found[1]}/{port}{at}_SLICE")
+        else:
+            whole.add(timing.bits[timing.net[w]])
+    longest = np.full(len(timing.bits), NEVER)
+    np.maximum.at(longest, timing.net, timing.through())
+    fanout = np.bincount(timing.net, minlength=len(timing.bits))
+    yields = {timing.bits[k] for k in np.flatnonzero((longest < early) & (fanout <= FEW))}
+    yields -= set(stay)
     for net in module["netnames"].values():
-        bit = net["bits"][0]
-        driver = timing.cells[timing.driver[bit][0]]["type"] if bit in timing.driver else ""
-        if (bit in bits or driver == "DCCA") and net["attributes"].pop("ROUTING", None) is not None:
-            count += bit in bits
-    return count
+        bit, routing = net["bits"][0], net["attributes"].get("ROUTING")
+        if bit in whole:
+            net["attributes"].pop("ROUTING", None)
+        elif routing:
+            words = routing.split(";")
+            words[2::3] = [FREE if bit in yields else KEPT] * (len(words) // 3)
+            if bit in pins:
+                words = [word for k in range(0, len(words), 3) if words[k] not in pins[bit]
+                         for word in words[k : k + 3]]
+            net["attributes"]["ROUTING"] = ";".join(words)
 
 
-def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, sweeps: int = 40) -> None:
+def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1,
+           stay: Collection[str] = (), sweeps: int = 40) -> None:
     """Routed netlist and the delays of its wires in, a netlist to be routed on out; `late` (ns): paths that
-    are longer are repaired."""
+    are longer are repaired. `stay`: nets that keep their wires, and cells theirs places."""
     netlist = json.loads(routed.read_text())
+    module = max(netlist["modules"].values(), key=lambda module: len(module["cells"]))
     timing = Timing(netlist)
     placement = Moves(timing, seed)
+    kept = {module["netnames"][name]["bits"][0] for name in stay}
+    placement.pin(k for k, cell in enumerate(timing.cells)
+                  if kept.intersection(bit for bits in cell["connections"].values() for bit in bits))
     timing.measure(sdf.read_text())
     arrivals = timing.update()
     late = max(late, arrivals.max() - BEHIND)
-    print(f"repair: routed {summary(arrivals)}", flush=True)
-    slow = timing.forget(late, SLOW)
-    arrivals = timing.update()
-    print(f"repair: {len(slow)} wires slow: {summary(arrivals)}", flush=True)
-    before = placement.bels()
-    best, places = arrivals, before
+    slow = [w for w in timing.slow(late, SLOW).tolist() if timing.bits[timing.net[w]] not in kept]
+    timing.forget(slow)
+    before, best = placement.bels(), timing.update()
+    print(f"repair: {summary(arrivals)}; {(arrivals > late).sum()} over {late:.2f}; {len(slow)} wires slow, "
+          f"without these latest {best.max():.2f} ns", flush=True)
+    places = before
     for sweep in range(sweeps):
         if sweep % 5 == 4:
             placement.move_blocks(late, late)
@@ -63,12 +99,9 @@ def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, 
         if price(arrivals) < price(best):
             best, places = arrivals, placement.bels()
     moved = [k for k, (a, b) in enumerate(zip(before, places, strict=True)) if a != b]
-    bits = {timing.bits[timing.net[w]] for w in slow}
     for k in moved:
         timing.cells[k]["attributes"]["NEXTPNR_BEL"] = places[k]
-        for bit in timing.cells[k]["connections"].values():
-            bits.update(b for b in bit if isinstance(b, int))
-    count = unroute(netlist, timing, bits)
-    print(f"repair: {len(moved)} cells moved, {count} nets to route: {summary(best)}", flush=True)
+    unroute(netlist, timing, set(moved), slow, kept, late - SAFE)
+    print(f"repair: {len(moved)} cells moved, estimated latest {best.max():.2f} ns", flush=True)
     Placement(Timing(netlist)).check()
     repaired.write_text(json.dumps(netlist))

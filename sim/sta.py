@@ -43,6 +43,7 @@ class Timing:
         self.y = np.array([int(found[2]) if found else 0 for found in at])
         self.place = [found[3] if found else "" for found in at]
         self._graph()
+        self.margin = 0.0  # of estimates, ns
         self._measured = np.full(len(self.net), np.nan)
         self._places = self._ends()
 
@@ -54,12 +55,15 @@ class Timing:
         self._measured = np.array([delay.get(ends, np.nan) for ends in self._pins])
         self._places = self._ends()
 
-    def forget(self, late: float, excess: float) -> NDArray:
+    def slow(self, late: float, excess: float) -> NDArray:
         """Numbers of the wires on paths longer than `late` (ns) with a measured delay that is more than
-        `excess` above the estimate; they are taken to be as estimated from now on."""
-        slow = (self.through() > late) & ~self.direct & (self._measured > self._estimates() + excess)
-        self._measured[slow] = np.nan
-        return np.flatnonzero(slow)
+        `excess` above the estimate."""
+        return np.flatnonzero((self.through() > late) & ~self.direct
+                              & (self._measured > self._estimates() + excess))
+
+    def forget(self, wires: list[int]) -> None:
+        """Take these wires to be as estimated from now on."""
+        self._measured[wires] = np.nan
 
     def _ends(self) -> NDArray:
         return np.stack([self.x[self.source], self.y[self.source], self.x[self.sink], self.y[self.sink]])
@@ -70,6 +74,10 @@ class Timing:
         for port, bits in cell["connections"].items():
             if cell["port_directions"][port] == way:
                 yield from ((port, bit) for bit in bits if not isinstance(bit, str))
+
+    def port(self, w: int) -> str:
+        """The port that a wire leads to."""
+        return self._pins[w][1].rpartition("/")[2]
 
     def _graph(self) -> None:
         self.driver: dict[int, tuple[int, str]] = {}  # bit -> cell, port
@@ -152,7 +160,7 @@ class Timing:
 
     def _estimates(self) -> NDArray:
         way = abs(self.x[self.source] - self.x[self.sink]) + abs(self.y[self.source] - self.y[self.sink])
-        return np.where(self.direct, 0.0, WIRE[way])
+        return np.where(self.direct, 0.0, WIRE[way] + self.margin)
 
     def delays(self) -> NDArray:
         """Delay of each wire (ns)."""
@@ -162,7 +170,7 @@ class Timing:
     def update(self) -> NDArray:
         """Time the netlist: sets `head` and `after`; returns the arrival (with setup) at each register."""
         delay = self.delays()
-        arrival = np.maximum(self._launch, 0)
+        arrival = self._launch.copy()
         wire, to = self._arc_wire, self._arc_node
         before, step = self.net[wire], delay[wire] + self._arc_delay
         cuts = list(zip([0, *self._levels], self._levels, strict=False))

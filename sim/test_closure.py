@@ -18,6 +18,12 @@ def nets(netlist):
     return max(netlist["modules"].values(), key=lambda module: len(module["cells"]))["netnames"]
 
 
+def steps(net):
+    """Wire -> pip of a net's routing."""
+    words = net["attributes"].get("ROUTING", "").split(";")
+    return dict(zip(words[::3], words[1::3], strict=False))
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Placed without a look at timing, and routed."""
@@ -43,18 +49,21 @@ def test_repair(folder):
     repair(routed, folder / "first.sdf", repaired, late=0.0)
     before, after = json.loads(routed.read_text()), json.loads(repaired.read_text())
     Placement(Timing(copy.deepcopy(after))).check()
-    moved: set[int] = set()
+    driven: set[int] = set()  # nets of moved cells
     for cell, other in zip(cells(before).values(), cells(after).values(), strict=True):
         if cell["attributes"].pop("NEXTPNR_BEL") != other["attributes"].pop("NEXTPNR_BEL"):
-            moved.update(bit for bits in cell["connections"].values() for bit in bits)
+            driven.update(bit for pin, bits in cell["connections"].items() for bit in bits
+                          if cell["port_directions"][pin] == "output")
         assert cell == other
-    assert len(moved) > 20
-    kept = 0
+    assert len(driven) > 10
+    whole = slow = 0
     for net, other in zip(nets(before).values(), nets(after).values(), strict=True):
-        kept += "ROUTING" in other["attributes"]
-        assert other["attributes"].get("ROUTING") in (None, net["attributes"].get("ROUTING"))
-        assert "ROUTING" not in other["attributes"] or not moved.intersection(net["bits"])
-    assert kept > 20
+        old, new = steps(net), steps(other)
+        assert new.items() <= old.items()
+        assert not new or not driven.intersection(net["bits"])
+        whole += 0 < len(new) == len(old)
+        slow += 0 < len(new) < len(old)
+    assert whole > 100 and slow > 0
     closure._route(options(folder), repaired, "again", {})
     (better,) = json.loads((folder / "again.json").read_text())["fmax"].values()
     assert better["achieved"] > fmax["achieved"]
@@ -71,6 +80,10 @@ if "--report" in options:
     if not speeds:
         sys.exit("more turns than expected")
     pathlib.Path("speeds.json").write_text(json.dumps(speeds[1:]))
+    if not speeds[0]:
+        pathlib.Path(options["-l"]).write_text(
+            "Warning: Failed to find a route for arc 0 of net some.net[1].\\n")
+        sys.exit(1)
     fmax = {{"$glbnet$clk$x": {{"achieved": speeds[0], "constraint": 12.0}}}}
     pathlib.Path(options["--report"]).write_text(json.dumps({{"fmax": fmax}}))
     pathlib.Path(options["--sdf"]).write_text("")
@@ -81,15 +94,18 @@ if "--report" in options:
 @pytest.mark.parametrize("speeds, best", [
     ([101.0], 101.0),
     ([80.0, 90.0, 85.0, 100.0], 100.0),
+    ([80.0, 0, 90.0, 0, 0, 0], 90.0),
     ([80.0, 90.0, 85.0, 89.0, 90.0], 90.0),
     ([float(80 + turn) for turn in range(1 + closure.REPAIRS)], 80.0 + closure.REPAIRS),
 ])
 def test_the_best_turn_is_kept(tmp_path, speeds, best):
-    """Turns end with the clock met, without progress, or by their number."""
+    """Turns end with the clock met, without progress, or by their number; a turn that cannot be routed (0)
+    is one without progress."""
     (tmp_path / "fake").write_text(FAKE.format(python=sys.executable))
     (tmp_path / "fake").chmod(0o755)
     (tmp_path / "speeds.json").write_text(json.dumps(speeds))
     netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
+    nets(netlist)["some.net[1]"] = {"bits": [2], "attributes": {}}
     (tmp_path / "netlist.json").write_text(json.dumps(netlist))
     report = closure.place_and_route([str(tmp_path / "fake")], tmp_path / "netlist.json", 1)
     assert report["fmax"] == {"$glbnet$clk$x": {"achieved": best, "constraint": 100.0}}

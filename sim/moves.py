@@ -76,7 +76,6 @@ class Moves(Placement):
         timing, other = self.timing, wires.other
         way = abs(x[:, None] - self.xs[other]) + abs(y[:, None] - self.ys[other])
         delay = WIRE[way]
-        delay += self.timing.margin
         delay[0] = self._delays[wires.index]
         head, after = timing.head[wires.index], timing.after[wires.index]
         path = delay + head + after
@@ -99,7 +98,6 @@ class Moves(Placement):
         way = (abs(self.xs[own] + dx[:, None] - self.xs[other])
                + abs(self.ys[own] + dy[:, None] - self.ys[other]))
         delay = WIRE[way]
-        delay += self.timing.margin
         delay[0] = self._delays[wires.index]
         path = delay + self.timing.head[wires.index] + self.timing.after[wires.index]
         return self._lateness(path).sum(1) + way @ self._share[wires.index]

@@ -1,7 +1,6 @@
 """Where the cells of a design placed by nextpnr lie on an LFE5U, and where they may."""
 
 import re
-from collections.abc import Iterable
 
 
 from sim.floorplan import ram_sites
@@ -89,14 +88,6 @@ class Placement:
              *(parameters.get(name) for name in ("CLKMUX", "LSRMUX", "SRMODE"))),
             (*bits.get("CE", ()), parameters.get("CEMUX"), parameters.get("GSR")),
         )
-
-    def pin(self, cells: Iterable[int]) -> None:
-        """Keep cells where they are."""
-        for cell in cells:
-            self.pinned.add((self.x[cell], self.y[cell]))
-            for k in (cell, self.partner[cell]):
-                if k is not None:
-                    self.role[k] = ""
 
     def room(self, k: int, tile: tuple[int, int]) -> int | None:
         """A free place of the tile that takes the unit of k."""

@@ -11,28 +11,23 @@ import re
 from collections.abc import Collection
 from pathlib import Path
 
+from numpy.typing import NDArray
 
-import numpy as np
 
 from sim.moves import Moves
 from sim.placement import Placement
 from sim.refine import price, summary
-from sim.sta import NEVER, Timing
+from sim.sta import Timing
 
-__all__ = ["repair"]
+__all__ = ["repair", "unroute"]
 
-SLOW = 0.3
+SLOW = 0.15
 """A wire of a late path that is so much (ns) slower than usual for its length is routed again."""
-FREE, KEPT = "1", "3"
-"""nextpnr's strengths of routed wires that others may take, and of those they may not."""
-FEW, SAFE = 2, 0.5
-"""What has to give way: nets of so few pins, on paths that are earlier than late ones by so much (ns)."""
 BEHIND = 1.0
 """Paths that are earlier than the latest by more (ns) are left alone."""
 
 
-def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: Collection[int],
-            stay: Collection[int], early: float) -> None:
+def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: NDArray) -> None:
     """Take routing out: of the nets that moved cells drive, of slow wires, and of the clocks' network, which
     nextpnr routes before all others. Wires to where a cell no longer is nextpnr drops by itself."""
     module = max(netlist["modules"].values(), key=lambda module: len(module["cells"]))
@@ -41,7 +36,7 @@ def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: Collect
     for k, cell in enumerate(timing.cells):
         if k in moved or cell["type"] == "DCCA":
             whole.update(bit for _, bit in timing.pins(k, "output"))
-    for w in slow:
+    for w in slow.tolist():
         k, port = int(timing.sink[w]), timing.port(w)
         place = timing.cells[k]["attributes"]["NEXTPNR_BEL"]
         found = re.fullmatch(r"(X\d+/Y\d+)/SLICE([A-D])\.(?:K|FF)([01])", place)
@@ -50,39 +45,27 @@ def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: Collect
             pins.setdefault(timing.bits[timing.net[w]], set()).add(f"{found[1]}/{port}{at}_SLICE")
         else:
             whole.add(timing.bits[timing.net[w]])
-    longest = np.full(len(timing.bits), NEVER)
-    np.maximum.at(longest, timing.net, timing.through())
-    fanout = np.bincount(timing.net, minlength=len(timing.bits))
-    yields = {timing.bits[k] for k in np.flatnonzero((longest < early) & (fanout <= FEW))}
-    yields -= set(stay)
     for net in module["netnames"].values():
         bit, routing = net["bits"][0], net["attributes"].get("ROUTING")
         if bit in whole:
             net["attributes"].pop("ROUTING", None)
-        elif routing:
+        elif routing and bit in pins:
             words = routing.split(";")
-            words[2::3] = [FREE if bit in yields else KEPT] * (len(words) // 3)
-            if bit in pins:
-                words = [word for k in range(0, len(words), 3) if words[k] not in pins[bit]
-                         for word in words[k : k + 3]]
-            net["attributes"]["ROUTING"] = ";".join(words)
+            steps = [words[k : k + 3] for k in range(0, len(words), 3)]
+            net["attributes"]["ROUTING"] = ";".join(
+                word for step in steps if step[0] not in pins[bit] for word in step)
 
 
-def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1,
-           stay: Collection[str] = (), sweeps: int = 40) -> None:
+def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, sweeps: int = 40) -> None:
     """Routed netlist and the delays of its wires in, a netlist to be routed on out; `late` (ns): paths that
-    are longer are repaired. `stay`: nets that keep their wires, and cells theirs places."""
+    are longer are repaired."""
     netlist = json.loads(routed.read_text())
-    module = max(netlist["modules"].values(), key=lambda module: len(module["cells"]))
     timing = Timing(netlist)
     placement = Moves(timing, seed)
-    kept = {module["netnames"][name]["bits"][0] for name in stay}
-    placement.pin(k for k, cell in enumerate(timing.cells)
-                  if kept.intersection(bit for bits in cell["connections"].values() for bit in bits))
     timing.measure(sdf.read_text())
     arrivals = timing.update()
     late = max(late, arrivals.max() - BEHIND)
-    slow = [w for w in timing.slow(late, SLOW).tolist() if timing.bits[timing.net[w]] not in kept]
+    slow = timing.slow(late, SLOW)
     timing.forget(slow)
     before, best = placement.bels(), timing.update()
     print(f"repair: {summary(arrivals)}; {(arrivals > late).sum()} over {late:.2f}; {len(slow)} wires slow, "
@@ -101,7 +84,7 @@ def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1,
     moved = [k for k, (a, b) in enumerate(zip(before, places, strict=True)) if a != b]
     for k in moved:
         timing.cells[k]["attributes"]["NEXTPNR_BEL"] = places[k]
-    unroute(netlist, timing, set(moved), slow, kept, late - SAFE)
+    unroute(netlist, timing, set(moved), slow)
     print(f"repair: {len(moved)} cells moved, estimated latest {best.max():.2f} ns", flush=True)
     Placement(Timing(netlist)).check()
     repaired.write_text(json.dumps(netlist))

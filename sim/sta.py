@@ -43,7 +43,6 @@ class Timing:
         self.y = np.array([int(found[2]) if found else 0 for found in at])
         self.place = [found[3] if found else "" for found in at]
         self._graph()
-        self.margin = 0.0  # of estimates, ns
         self._measured = np.full(len(self.net), np.nan)
         self._places = self._ends()
 
@@ -61,7 +60,7 @@ class Timing:
         return np.flatnonzero((self.through() > late) & ~self.direct
                               & (self._measured > self._estimates() + excess))
 
-    def forget(self, wires: list[int]) -> None:
+    def forget(self, wires: NDArray) -> None:
         """Take these wires to be as estimated from now on."""
         self._measured[wires] = np.nan
 
@@ -160,7 +159,7 @@ class Timing:
 
     def _estimates(self) -> NDArray:
         way = abs(self.x[self.source] - self.x[self.sink]) + abs(self.y[self.source] - self.y[self.sink])
-        return np.where(self.direct, 0.0, WIRE[way] + self.margin)
+        return np.where(self.direct, 0.0, WIRE[way])
 
     def delays(self) -> NDArray:
         """Delay of each wire (ns)."""

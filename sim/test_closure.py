@@ -4,12 +4,13 @@ import copy
 import json
 import sys
 
+import numpy as np
 import pytest
 
 from sim import closure, ecp5, pnr
 from sim.netlist import nextpnr
 from sim.placement import Placement
-from sim.repair import repair
+from sim.repair import repair, unroute
 from sim.sta import Timing
 from sim.test_refine import Mixture, cells, options, path_netlist
 
@@ -26,11 +27,15 @@ def steps(net):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Placed without a look at timing, and routed."""
+    """Placed, a LUT put far away from the others, and routed."""
     folder = tmp_path_factory.mktemp("closure")
     netlist = ecp5.synthesise(pnr.Folded(Mixture()), folder)
     nextpnr([*options(folder), "--json", netlist.name, *closure.PLACE, "--no-tmdriv", "--no-route",
              "--write", "placed.json"], folder, "placed.log")
+    design = json.loads((folder / "placed.json").read_text())
+    placement = Placement(Timing(design))
+    placement.timing.cells[placement.role.index("L")]["attributes"]["NEXTPNR_BEL"] = "X100/Y60/SLICEA.K0"
+    (folder / "placed.json").write_text(json.dumps(design))
     closure._route(options(folder), folder / "placed.json", "first", {})
     return folder
 
@@ -55,18 +60,36 @@ def test_repair(folder):
             driven.update(bit for pin, bits in cell["connections"].items() for bit in bits
                           if cell["port_directions"][pin] == "output")
         assert cell == other
-    assert len(driven) > 10
-    whole = slow = 0
+    assert driven
+    whole = 0
     for net, other in zip(nets(before).values(), nets(after).values(), strict=True):
         old, new = steps(net), steps(other)
         assert new.items() <= old.items()
         assert not new or not driven.intersection(net["bits"])
         whole += 0 < len(new) == len(old)
-        slow += 0 < len(new) < len(old)
-    assert whole > 100 and slow > 0
+    assert whole > 100
     closure._route(options(folder), repaired, "again", {})
     (better,) = json.loads((folder / "again.json").read_text())["fmax"].values()
-    assert better["achieved"] > fmax["achieved"]
+    assert better["achieved"] > 1.1 * fmax["achieved"]
+
+
+def test_slow_wires_are_taken_out(folder):
+    """Of three wires the last step, and no other wire of theirs."""
+    netlist = json.loads((folder / "first.routed.json").read_text())
+    timing = Timing(netlist)
+    slow = [w for w in range(len(timing.net)) if timing.port(w) in "ABCD" and not timing.direct[w]][:3]
+    before = copy.deepcopy(nets(netlist))
+    unroute(netlist, timing, set(), np.array(slow))
+    gone = set()
+    for name, net in nets(netlist).items():
+        if "control" not in name and "clk" not in name:
+            gone |= steps(before[name]).keys() - steps(net).keys()
+    ends = set()
+    for w in slow:
+        k = timing.sink[w]
+        place = "ABCD".index(timing.place[k][5]) * 2 + int(timing.place[k][-1])
+        ends.add(f"X{timing.x[k]}/Y{timing.y[k]}/{timing.port(w)}{place}_SLICE")
+    assert gone == ends and len(ends) == 3
 
 
 FAKE = """#!{python}
@@ -80,10 +103,6 @@ if "--report" in options:
     if not speeds:
         sys.exit("more turns than expected")
     pathlib.Path("speeds.json").write_text(json.dumps(speeds[1:]))
-    if not speeds[0]:
-        pathlib.Path(options["-l"]).write_text(
-            "Warning: Failed to find a route for arc 0 of net some.net[1].\\n")
-        sys.exit(1)
     fmax = {{"$glbnet$clk$x": {{"achieved": speeds[0], "constraint": 12.0}}}}
     pathlib.Path(options["--report"]).write_text(json.dumps({{"fmax": fmax}}))
     pathlib.Path(options["--sdf"]).write_text("")
@@ -94,24 +113,38 @@ if "--report" in options:
 @pytest.mark.parametrize("speeds, best", [
     ([101.0], 101.0),
     ([80.0, 90.0, 85.0, 100.0], 100.0),
-    ([80.0, 0, 90.0, 0, 0, 0], 90.0),
     ([80.0, 90.0, 85.0, 89.0, 90.0], 90.0),
     ([float(80 + turn) for turn in range(1 + closure.REPAIRS)], 80.0 + closure.REPAIRS),
 ])
 def test_the_best_turn_is_kept(tmp_path, speeds, best):
-    """Turns end with the clock met, without progress, or by their number; a turn that cannot be routed (0)
-    is one without progress."""
+    """Turns end with the clock met, without progress, or by their number."""
     (tmp_path / "fake").write_text(FAKE.format(python=sys.executable))
     (tmp_path / "fake").chmod(0o755)
     (tmp_path / "speeds.json").write_text(json.dumps(speeds))
     netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
-    nets(netlist)["some.net[1]"] = {"bits": [2], "attributes": {}}
     (tmp_path / "netlist.json").write_text(json.dumps(netlist))
     report = closure.place_and_route([str(tmp_path / "fake")], tmp_path / "netlist.json", 1)
     assert report["fmax"] == {"$glbnet$clk$x": {"achieved": best, "constraint": 100.0}}
     assert json.loads((tmp_path / "seed1.json").read_text()) == report
     assert (tmp_path / "seed1.config").read_text() == str(best)
     assert json.loads((tmp_path / "speeds.json").read_text()) == []
+
+
+def test_a_full_part_is_not_repaired(tmp_path):
+    """The router's log tells."""
+    log = ("Info: Routing 2000 arcs.\nInfo:    IterCnt |  w/ripup   wo/ripup |\n"
+           "Info:       1000 |      100        900 |  100   900 |      1200|       1.00       1.00|\n"
+           "Info:       3002 |      800       2202 |  700  1302 |         0|       1.00       2.00|\n")
+    assert closure.attempts(log) == 1.501
+    assert closure.attempts("Info: Routing 0 arcs.\n") == 1.0
+    fake = FAKE.replace('constraining clock net', log.replace("\n", "\\n") + 'constraining clock net')
+    (tmp_path / "fake").write_text(fake.format(python=sys.executable))
+    (tmp_path / "fake").chmod(0o755)
+    (tmp_path / "speeds.json").write_text("[80.0, 90.0]")
+    netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
+    (tmp_path / "netlist.json").write_text(json.dumps(netlist))
+    report = closure.place_and_route([str(tmp_path / "fake")], tmp_path / "netlist.json", 1)
+    assert closure.slack(report) == 0.8
 
 
 def test_failure_says_why(tmp_path):

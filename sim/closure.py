@@ -41,13 +41,19 @@ def place_and_route(command: list[str], netlist: Path, seed: int) -> dict:
     best: dict = {}
     gained = 0
     for turn in range(1 + REPAIRS):
-        report = _route([*command, "--seed", str(seed + turn)], unrouted, f"{name}.turn", clocks)
-        print(f"{name}: " + ", ".join(f"{fmax['achieved']:.1f} MHz" for fmax in report["fmax"].values()),
-              flush=True)
-        if not best or slack(report) > slack(best):
-            best, gained = report, turn
-            for kind in KINDS:
-                (folder / f"{name}.turn.{kind}").replace(folder / f"{name}.{kind}")
+        try:
+            report = _route([*command, "--seed", str(seed + turn)], unrouted, f"{name}.turn", clocks)
+        except RuntimeError as error:  # of what was to be better; there is a result
+            if not best:
+                raise
+            print(error, flush=True)
+        else:
+            speeds = ", ".join(f"{fmax['achieved']:.1f} MHz" for fmax in report["fmax"].values())
+            print(f"{name}: {speeds}", flush=True)
+            if not best or slack(report) > slack(best):
+                best, gained = report, turn
+                for kind in KINDS:
+                    (folder / f"{name}.turn.{kind}").replace(folder / f"{name}.{kind}")
         if slack(best) >= 1 or turn == REPAIRS or turn == gained + PATIENCE:
             break
         if turn == 0 and (tries := attempts((folder / f"{name}.log").read_text())) > CROWDED:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from numpy.typing import NDArray
 
-
 from sim.moves import Moves
 from sim.placement import Placement
 from sim.refine import price, summary

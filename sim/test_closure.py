@@ -103,6 +103,8 @@ if "--report" in options:
     if not speeds:
         sys.exit("more turns than expected")
     pathlib.Path("speeds.json").write_text(json.dumps(speeds[1:]))
+    if not speeds[0]:
+        sys.exit("no way left")
     fmax = {{"$glbnet$clk$x": {{"achieved": speeds[0], "constraint": 12.0}}}}
     pathlib.Path(options["--report"]).write_text(json.dumps({{"fmax": fmax}}))
     pathlib.Path(options["--sdf"]).write_text("")
@@ -113,11 +115,12 @@ if "--report" in options:
 @pytest.mark.parametrize("speeds, best", [
     ([101.0], 101.0),
     ([80.0, 90.0, 85.0, 100.0], 100.0),
+    ([80.0, 0, 90.0, 0, 0, 0], 90.0),
     ([80.0, 90.0, 85.0, 89.0, 90.0], 90.0),
     ([float(80 + turn) for turn in range(1 + closure.REPAIRS)], 80.0 + closure.REPAIRS),
 ])
 def test_the_best_turn_is_kept(tmp_path, speeds, best):
-    """Turns end with the clock met, without progress, or by their number."""
+    """Turns end with the clock met, without progress, or by their number; one that fails (0) brings none."""
     (tmp_path / "fake").write_text(FAKE.format(python=sys.executable))
     (tmp_path / "fake").chmod(0o755)
     (tmp_path / "speeds.json").write_text(json.dumps(speeds))

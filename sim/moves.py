@@ -30,7 +30,8 @@ class Wires:
 
 
 class Moves(Placement):
-    """A placement and the moves that make it faster, each a sweep over what is late."""
+    """A placement and the moves that make it faster, each a sweep over what is late, which returns the new
+    arrivals at the registers (ns)."""
 
     def __init__(self, timing: Timing, seed: int = 1):
         super().__init__(timing)
@@ -147,9 +148,9 @@ class Moves(Placement):
             if self.partner[cell] is not None:
                 self.locked.add(self.partner[cell])
 
-    def move_cells(self, late: float, threshold: float, heat: float = 0.0) -> int:
-        """Move what has paths longer than `threshold` (ns), where `late` is late; returns how many moved."""
-        weight, longest, moved = self._start(late, heat), self._critical(), 0
+    def move_cells(self, late: float, threshold: float, heat: float = 0.0) -> NDArray:
+        """Move what has paths longer than `threshold` (ns), where `late` is late."""
+        weight, longest = self._start(late, heat), self._critical()
         for k in range(len(longest)):
             if self.role[k] == "P":
                 longest[k] = max(longest[c] for c in self.together(k))
@@ -180,16 +181,13 @@ class Moves(Placement):
                 else:
                     continue
                 self._lock(k)
-                moved += 1
                 break
-        self.settle()
-        return moved
+        return self.settle()
 
-    def move_blocks(self, late: float, threshold: float) -> int:
-        """Move block RAMs with paths longer than `threshold` (ns), also to where another is; returns how many
-        moved."""
+    def move_blocks(self, late: float, threshold: float) -> NDArray:
+        """Move block RAMs with paths longer than `threshold` (ns), also to where another is."""
         self._start(late, 0.0)
-        longest, moved = self._critical(), 0
+        longest = self._critical()
         for k in np.argsort(-longest).tolist():
             if longest[k] <= threshold:
                 break
@@ -214,10 +212,8 @@ class Moves(Placement):
                     if cell is not None:
                         self.x[cell], self.y[cell] = self.xs[cell], self.ys[cell] = place
                 self._lock(k)
-                moved += 1
                 break
-        self.settle()
-        return moved
+        return self.settle()
 
     def _outward(self, cells: list[int]) -> Wires:
         own, wires = set(cells), []
@@ -228,10 +224,10 @@ class Moves(Placement):
                     wires.append((w, k, other))
         return Wires(*np.array(wires, int).reshape(-1, 3).T)
 
-    def move_tiles(self, late: float, threshold: float) -> int:
+    def move_tiles(self, late: float, threshold: float) -> NDArray:
         """Let tiles with LUT RAM or a carry chain on paths longer than `threshold` (ns) change places with
-        others; returns how many moved."""
-        weight, longest, moved, seen = self._start(late, 0.0), self._critical(), 0, set()
+        others."""
+        weight, longest, seen = self._start(late, 0.0), self._critical(), set()
         for k in np.argsort(-longest).tolist():
             if longest[k] <= threshold:
                 break
@@ -265,6 +261,4 @@ class Moves(Placement):
                 self.exchange((x, y), places[best], count)
                 self.locked.update(cells, self.inside(x, y, count), wires.other.tolist())
                 seen.add(places[best])
-                moved += 1
-        self.settle()
-        return moved
+        return self.settle()

@@ -2,11 +2,18 @@
 
 import re
 
+from numpy.typing import NDArray
 
 from sim.floorplan import ram_sites
 from sim.sta import Timing
 
-__all__ = ["Placement"]
+__all__ = ["Placement", "slot"]
+
+
+def slot(place: str) -> int | None:
+    """Which of the eight LUTs or registers of a tile a place is, by nextpnr's name for it."""
+    found = re.fullmatch(r"SLICE([A-D])\.(?:K|FF)([01])", place)
+    return "ABCD".index(found[1]) * 2 + int(found[2]) if found else None
 
 
 class Placement:
@@ -53,10 +60,10 @@ class Placement:
         if kind == "TRELLIS_RAMW":
             writers.append(k)
             return
-        found = re.fullmatch(r"SLICE([A-D])\.(?:K|FF)([01])", timing.place[k])
-        if not found:
+        z = slot(timing.place[k])
+        if z is None:
             raise ValueError(f"{timing.names[k]} is at {timing.place[k]!r}, which is no place in a slice")
-        self.z[k] = "ABCD".index(found[1]) * 2 + int(found[2])
+        self.z[k] = z
         (registers if kind == "TRELLIS_FF" else luts)[self.z[k]] = k
         if kind == "TRELLIS_COMB":
             mode = cell["parameters"].get("MODE", "LOGIC")
@@ -154,8 +161,10 @@ class Placement:
                     (self.x[k], self.y[k]) = tile
                     self.xs[k], self.ys[k] = tile
 
-    def settle(self) -> None:
+    def settle(self) -> NDArray:
+        """Time the cells where they are now; returns the arrival at each register (ns)."""
         self.timing.x, self.timing.y = self.xs.copy(), self.ys.copy()
+        return self.timing.update()
 
     def check(self) -> None:
         """Raises ValueError if a tile breaks the part's rules."""

@@ -17,7 +17,7 @@ from sim.moves import STEEP, Moves
 from sim.placement import Placement
 from sim.sta import NEVER, Timing
 
-__all__ = ["price", "refine", "summary"]
+__all__ = ["heat", "price", "refine", "summary"]
 
 HOT = 0.3
 """At the start, costs are taken for so much larger at random: a way out of local minima."""
@@ -50,15 +50,10 @@ def refine(placed: Path, refined: Path, sweeps: int = 60, seed: int = 1) -> None
         everything = sweep % WHOLE == WHOLE - 1
         if sweep % 5 == 4:
             placement.move_blocks(late, late - 0.5)
-            timing.update()
             placement.move_tiles(late, late - 0.5 if everything else late)
-            timing.update()
-        heat = HOT * max(0.0, 1 - sweep / (0.75 * sweeps))
         if everything:
             placement.move_cells(late, NEVER)
-            timing.update()
-        placement.move_cells(late, late - 0.5, heat)
-        arrivals = timing.update()
+        arrivals = placement.move_cells(late, late - 0.5, heat(sweep, sweeps))
         if price(arrivals) < price(best):
             best, places = arrivals, placement.bels()
         if sweep % 20 == 19:
@@ -71,6 +66,11 @@ def refine(placed: Path, refined: Path, sweeps: int = 60, seed: int = 1) -> None
             cell["attributes"].pop(name, None)
     Placement(Timing(netlist)).check()
     refined.write_text(json.dumps(netlist))
+
+
+def heat(sweep: int, sweeps: int) -> float:
+    """Of a sweep of so many: HOT at first, none in the last quarter."""
+    return HOT * max(0.0, 1 - sweep / (0.75 * sweeps))
 
 
 def price(arrivals: NDArray) -> float:

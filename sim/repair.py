@@ -7,16 +7,15 @@ routes what is missing, late paths first, on top of the rest.
 """
 
 import json
-import re
 from collections.abc import Collection
 from pathlib import Path
 
 from numpy.typing import NDArray
 
 from sim.moves import Moves
-from sim.placement import Placement
-from sim.refine import price, summary
-from sim.sta import Timing
+from sim.placement import Placement, slot
+from sim.refine import heat, price, summary
+from sim.sta import Timing, flat
 
 __all__ = ["repair", "unroute"]
 
@@ -29,7 +28,6 @@ BEHIND = 1.0
 def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: NDArray) -> None:
     """Take routing out: of the nets that moved cells drive, of slow wires, and of the clocks' network, which
     nextpnr routes before all others. Wires to where a cell no longer is nextpnr drops by itself."""
-    module = max(netlist["modules"].values(), key=lambda module: len(module["cells"]))
     whole: set[int] = set()
     pins: dict[int, set[str]] = {}  # net -> nextpnr's names of the pins
     for k, cell in enumerate(timing.cells):
@@ -37,14 +35,13 @@ def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: NDArray
             whole.update(bit for _, bit in timing.pins(k, "output"))
     for w in slow.tolist():
         k, port = int(timing.sink[w]), timing.port(w)
-        place = timing.cells[k]["attributes"]["NEXTPNR_BEL"]
-        found = re.fullmatch(r"(X\d+/Y\d+)/SLICE([A-D])\.(?:K|FF)([01])", place)
-        if found and port in ("A", "B", "C", "D", "M"):
-            at = "ABCD".index(found[2]) * 2 + int(found[3])
-            pins.setdefault(timing.bits[timing.net[w]], set()).add(f"{found[1]}/{port}{at}_SLICE")
+        tile, _, place = timing.cells[k]["attributes"]["NEXTPNR_BEL"].rpartition("/")
+        z = slot(place)
+        if z is not None and port in ("A", "B", "C", "D", "M"):
+            pins.setdefault(timing.bits[timing.net[w]], set()).add(f"{tile}/{port}{z}_SLICE")
         else:
             whole.add(timing.bits[timing.net[w]])
-    for net in module["netnames"].values():
+    for net in flat(netlist)["netnames"].values():
         bit, routing = net["bits"][0], net["attributes"].get("ROUTING")
         if bit in whole:
             net["attributes"].pop("ROUTING", None)
@@ -73,11 +70,8 @@ def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, 
     for sweep in range(sweeps):
         if sweep % 5 == 4:
             placement.move_blocks(late, late)
-            timing.update()
             placement.move_tiles(late, late)
-            timing.update()
-        placement.move_cells(late, late, 0.3 * max(0.0, 1 - sweep / (0.75 * sweeps)))
-        arrivals = timing.update()
+        arrivals = placement.move_cells(late, late, heat(sweep, sweeps))
         if price(arrivals) < price(best):
             best, places = arrivals, placement.bels()
     moved = [k for k, (a, b) in enumerate(zip(before, places, strict=True)) if a != b]

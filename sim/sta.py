@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LUT", "NEVER", "WIRE", "Timing"]
+__all__ = ["LUT", "NEVER", "WIRE", "Timing", "flat"]
 
 WIRE = np.interp(
     np.arange(301),
@@ -26,6 +26,11 @@ NEVER = -99.0
 """Arrival (ns) where no path is."""
 
 
+def flat(netlist: dict) -> dict:
+    """The design among the modules of a JSON netlist; the others are the part's cells."""
+    return max(netlist["modules"].values(), key=lambda module: len(module["cells"]))
+
+
 class Timing:
     """Timing graph of a placed JSON netlist with one clock, and the places of its cells.
 
@@ -35,7 +40,7 @@ class Timing:
     """
 
     def __init__(self, netlist: dict):
-        module = max(netlist["modules"].values(), key=lambda module: len(module["cells"]))
+        module = flat(netlist)
         self.names, self.cells = list(module["cells"]), list(module["cells"].values())
         at = [re.fullmatch(r"X(\d+)/Y(\d+)/(.+)", cell["attributes"].get("NEXTPNR_BEL", ""))
               for cell in self.cells]
@@ -80,15 +85,14 @@ class Timing:
 
     def _graph(self) -> None:
         self.driver: dict[int, tuple[int, str]] = {}  # bit -> cell, port
-        self.bits: list[int] = []  # of each net number
         node: dict[int, int] = {}
         launch: list[float] = []
         for k, cell in enumerate(self.cells):
             for port, bit in self.pins(k, "output"):
                 self.driver[bit] = k, port
                 node[bit] = len(launch)
-                self.bits.append(bit)
                 launch.append(NEVER if self._through(cell) else LAUNCH.get(cell["type"], 0.0))
+        self.bits = list(node)  # of each net number
         source: list[int] = []
         sink: list[int] = []
         node_of: list[int] = []

@@ -7,16 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from sim import closure, ecp5, pnr
-from sim.netlist import nextpnr
-from sim.placement import Placement
+from sim import closure
+from sim.placement import Placement, slot
 from sim.repair import repair, unroute
-from sim.sta import Timing
-from sim.test_refine import Mixture, cells, options, path_netlist
+from sim.sta import Timing, flat
+from sim.test_refine import cells, options, path_netlist, place
 
 
 def nets(netlist):
-    return max(netlist["modules"].values(), key=lambda module: len(module["cells"]))["netnames"]
+    return flat(netlist)["netnames"]
 
 
 def steps(net):
@@ -28,16 +27,13 @@ def steps(net):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Placed, a LUT put far away from the others, and routed."""
-    folder = tmp_path_factory.mktemp("closure")
-    netlist = ecp5.synthesise(pnr.Folded(Mixture()), folder)
-    nextpnr([*options(folder), "--json", netlist.name, *closure.PLACE, "--no-tmdriv", "--no-route",
-             "--write", "placed.json"], folder, "placed.log")
-    design = json.loads((folder / "placed.json").read_text())
+    placed = place(tmp_path_factory.mktemp("closure"))
+    design = json.loads(placed.read_text())
     placement = Placement(Timing(design))
     placement.timing.cells[placement.role.index("L")]["attributes"]["NEXTPNR_BEL"] = "X100/Y60/SLICEA.K0"
-    (folder / "placed.json").write_text(json.dumps(design))
-    closure._route(options(folder), folder / "placed.json", "first", {})
-    return folder
+    placed.write_text(json.dumps(design))
+    closure._route(options(placed.parent), placed, "first", {})
+    return placed.parent
 
 
 def test_measured_timing_is_nextpnrs(folder):
@@ -87,8 +83,7 @@ def test_slow_wires_are_taken_out(folder):
     ends = set()
     for w in slow:
         k = timing.sink[w]
-        place = "ABCD".index(timing.place[k][5]) * 2 + int(timing.place[k][-1])
-        ends.add(f"X{timing.x[k]}/Y{timing.y[k]}/{timing.port(w)}{place}_SLICE")
+        ends.add(f"X{timing.x[k]}/Y{timing.y[k]}/{timing.port(w)}{slot(timing.place[k])}_SLICE")
     assert gone == ends and len(ends) == 3
 
 
@@ -112,6 +107,22 @@ if "--report" in options:
 """
 
 
+def fake(folder, program):
+    """The command of a program in place of nextpnr."""
+    (folder / "fake").write_text(program)
+    (folder / "fake").chmod(0o755)
+    return [str(folder / "fake")]
+
+
+def run(folder, program, speeds):
+    """Report of place_and_route with FAKE or the like."""
+    (folder / "speeds.json").write_text(json.dumps(speeds))
+    netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
+    (folder / "netlist.json").write_text(json.dumps(netlist))
+    command = fake(folder, program.format(python=sys.executable))
+    return closure.place_and_route(command, folder / "netlist.json", 1)
+
+
 @pytest.mark.parametrize("speeds, best", [
     ([101.0], 101.0),
     ([80.0, 90.0, 85.0, 100.0], 100.0),
@@ -121,12 +132,7 @@ if "--report" in options:
 ])
 def test_the_best_turn_is_kept(tmp_path, speeds, best):
     """Turns end with the clock met, without progress, or by their number; one that fails (0) brings none."""
-    (tmp_path / "fake").write_text(FAKE.format(python=sys.executable))
-    (tmp_path / "fake").chmod(0o755)
-    (tmp_path / "speeds.json").write_text(json.dumps(speeds))
-    netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
-    (tmp_path / "netlist.json").write_text(json.dumps(netlist))
-    report = closure.place_and_route([str(tmp_path / "fake")], tmp_path / "netlist.json", 1)
+    report = run(tmp_path, FAKE, speeds)
     assert report["fmax"] == {"$glbnet$clk$x": {"achieved": best, "constraint": 100.0}}
     assert json.loads((tmp_path / "seed1.json").read_text()) == report
     assert (tmp_path / "seed1.config").read_text() == str(best)
@@ -140,23 +146,15 @@ def test_a_full_part_is_not_repaired(tmp_path):
            "Info:       3002 |      800       2202 |  700  1302 |         0|       1.00       2.00|\n")
     assert closure.attempts(log) == 1.501
     assert closure.attempts("Info: Routing 0 arcs.\n") == 1.0
-    fake = FAKE.replace('constraining clock net', log.replace("\n", "\\n") + 'constraining clock net')
-    (tmp_path / "fake").write_text(fake.format(python=sys.executable))
-    (tmp_path / "fake").chmod(0o755)
-    (tmp_path / "speeds.json").write_text("[80.0, 90.0]")
-    netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
-    (tmp_path / "netlist.json").write_text(json.dumps(netlist))
-    report = closure.place_and_route([str(tmp_path / "fake")], tmp_path / "netlist.json", 1)
-    assert closure.slack(report) == 0.8
+    program = FAKE.replace("constraining clock net", log.replace("\n", "\\n") + "constraining clock net")
+    assert closure.slack(run(tmp_path, program, [80.0, 90.0])) == 0.8
 
 
 def test_failure_says_why(tmp_path):
-    (tmp_path / "fake").write_text(
-        f"#!{sys.executable}\nimport sys\n"
-        "open(sys.argv[-1], 'w').write('LUTs 104%\\nERROR: no room\\n')\nsys.exit(1)")
-    (tmp_path / "fake").chmod(0o755)
+    command = fake(tmp_path, f"#!{sys.executable}\nimport sys\n"
+                   "open(sys.argv[-1], 'w').write('LUTs 104%\\nERROR: no room\\n')\nsys.exit(1)")
     with pytest.raises(RuntimeError, match="LUTs 104%\nERROR: no room"):
-        closure.place_and_route([str(tmp_path / "fake")], tmp_path / "netlist.json", 1)
+        closure.place_and_route(command, tmp_path / "netlist.json", 1)
 
 
 def test_constraints_are_read_from_the_log():

@@ -16,7 +16,7 @@ from sim import closure, ecp5, pnr
 from sim.netlist import nextpnr, tool
 from sim.placement import Placement
 from sim.refine import refine
-from sim.sta import LUT, WIRE, Timing
+from sim.sta import LUT, WIRE, Timing, flat
 
 
 class Mixture(wiring.Component):
@@ -51,17 +51,21 @@ def options(folder):
     return [tool(program), *rest]
 
 
-@pytest.fixture(scope="module")
-def placed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("refine")
+def place(folder):
+    """A placed netlist of `Mixture`, without a look at timing."""
     netlist = ecp5.synthesise(pnr.Folded(Mixture()), folder)
     nextpnr([*options(folder), "--json", netlist.name, *closure.PLACE, "--no-tmdriv", "--no-route",
              "--write", "placed.json"], folder, "placed.log")
     return folder / "placed.json"
 
 
+@pytest.fixture(scope="module")
+def placed(tmp_path_factory):
+    return place(tmp_path_factory.mktemp("refine"))
+
+
 def cells(netlist):
-    return max(netlist["modules"].values(), key=lambda module: len(module["cells"]))["cells"]
+    return flat(netlist)["cells"]
 
 
 def test_refine(placed, monkeypatch):

@@ -1,5 +1,6 @@
-"""Timing closure on an LFE5U: nextpnr places, cells move by timing (sim/refine.py), nextpnr routes, and late
-paths are repaired (sim/repair.py) until every clock is met or a number of turns is over."""
+"""Timing closure on an LFE5U: nextpnr places, cells move by timing (sim/refine.py), long nets get relays
+(sim/relay.py), nextpnr routes, and late paths are repaired (sim/repair.py) until every clock is met or a
+number of turns is over."""
 
 import json
 import re
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from sim.netlist import nextpnr
 from sim.refine import refine
+from sim.relay import relay
 from sim.repair import repair
 
 __all__ = ["PLACE", "ROUTE", "constrained", "place_and_route", "slack"]
@@ -14,6 +16,8 @@ __all__ = ["PLACE", "ROUTE", "constrained", "place_and_route", "slack"]
 PLACE, ROUTE = ("--placer", "static"), ("--no-pack", "--no-place", "--router", "router1")
 """How nextpnr places and routes: its default placer (heap) leaves a fifth more wire; its other router stops
 short of a full part, with some thousand wires used twice for ever, where router1 takes its time and ends."""
+AGAIN = 40
+"""Sweeps of moves with relays; the first ones are without."""
 KINDS = ("json", "routed.json", "sdf", "config", "log")
 """Files of a routed netlist: report, netlist, delays of its wires, configuration for ecppack, log."""
 REPAIRS, PATIENCE = 12, 3
@@ -29,15 +33,18 @@ def place_and_route(command: list[str], netlist: Path, seed: int) -> dict:
     """nextpnr's report (JSON) of one seed, of the best turn.
 
     command: nextpnr with its options for part, constraints and clock, and --timing-allow-fail.
-    In the netlist's folder are left seed<n>.placed.json, seed<n>.place.log and, of the best turn, seed<n>.
-    and each of KINDS. RuntimeError where nextpnr fails; a clock that is too slow is only reported."""
+    In the netlist's folder are left seed<n>.placed.json (as nextpnr placed it), seed<n>.place.log and, of
+    the best turn, seed<n>. and each of KINDS. RuntimeError where nextpnr fails; a clock that is too slow is
+    only reported."""
     folder, name = netlist.parent, f"seed{seed}"
-    placed, routed, sdf, unrouted = (
-        folder / f"{name}.{kind}" for kind in ("placed.json", "routed.json", "sdf", "unrouted.json"))
+    placed, relayed, unrouted, routed = (
+        folder / f"{name}.{kind}.json" for kind in ("placed", "relayed", "unrouted", "routed"))
     nextpnr([*command, "--json", netlist.name, *PLACE, "--no-route", "--write", placed.name,
              "--seed", str(seed)], folder, f"{name}.place.log")
     clocks = constrained((folder / f"{name}.place.log").read_text())
     refine(placed, unrouted, seed=seed)
+    relay(unrouted, relayed)
+    refine(relayed, unrouted, sweeps=AGAIN, seed=seed)
     best: dict = {}
     gained = 0
     for turn in range(1 + REPAIRS):
@@ -60,7 +67,7 @@ def place_and_route(command: list[str], netlist: Path, seed: int) -> dict:
             print(f"{name}: no repair, the router took {tries:.1f} attempts at each wire", flush=True)
             break
         period = 1000 / max(fmax["constraint"] for fmax in best["fmax"].values())
-        repair(routed, sdf, unrouted, LATE * period, seed=1 + turn)
+        repair(routed, folder / f"{name}.sdf", unrouted, LATE * period, seed=1 + turn)
     return best
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sim.congestion import Congestion
 from sim.placement import Placement
 from sim.sta import LUT, NEVER, WIRE, Timing
 
@@ -12,21 +13,20 @@ __all__ = ["STEEP", "Moves"]
 
 MOST = 80
 """Pins at the wires of a LUT, register or pair that moves."""
-STEEP, LENGTH = 0.4, 0.03
-"""A path that is late by so many ns more costs e times as much; cost of a wire by its length in tiles."""
-FEW, WIDE = 16, 100
-"""Of a net with more than FEW pins the wires share some of their way, with more than WIDE all that matters.
-Below that nextpnr's router leads nearly every wire to its own pin: two words of SRAM that six ports read are
-twelve words to it, and a port is better off beside its SRAM than its readers."""
+STEEP, LENGTH = 0.4, 0.04
+"""A path that is late by so many ns more costs e times as much; cost of a tile of wire to the only pin of a
+net, where the part is neither empty nor full (sim/congestion.py)."""
 
 
 @dataclass
 class Wires:
-    """Wires between cells that move together and others: their numbers, the end that moves, the other end."""
+    """Wires between cells that move together and others: their numbers, the end that moves, the other end,
+    and whether that is the source (1) or the sink (-1)."""
 
     index: NDArray
     own: NDArray
     other: NDArray
+    way: NDArray
 
 
 class Moves(Placement):
@@ -38,7 +38,9 @@ class Moves(Placement):
         self.rng = np.random.default_rng(seed)
         self._source, self._sink = timing.source.tolist(), timing.sink.tolist()
         pins = np.bincount(timing.net)[timing.net]
-        self._share = LENGTH * np.sqrt(FEW / np.maximum(pins, FEW)) * (pins <= WIDE)
+        share = 1 / np.sqrt(pins)  # wires of a net share some of their way
+        self._price = LENGTH * share
+        self._congestion = Congestion(timing.source, timing.sink, ~timing.direct * share)
         self.wires: list[list[int]] = [[] for _ in timing.cells]
         for w in np.flatnonzero(~timing.direct).tolist():
             a, b = self._source[w], self._sink[w]
@@ -56,8 +58,8 @@ class Moves(Placement):
                 out = self._source[w] == cell
                 other = self._sink[w] if out else self._source[w]
                 if other not in own:
-                    groups[out if lut else 2].append((w, cell, other))
-        wires = Wires(*np.array([wire for group in groups for wire in group], int).reshape(-1, 3).T)
+                    groups[out if lut else 2].append((w, cell, other, -1 if out else 1))
+        wires = Wires(*np.array([wire for group in groups for wire in group], int).reshape(-1, 4).T)
         return wires, len(groups[0]), len(groups[0]) + len(groups[1])
 
     def _start(self, late: float, heat: float) -> NDArray:
@@ -65,7 +67,8 @@ class Moves(Placement):
         self.late, self.heat = late, heat
         self.locked: set[int] = set()
         self._delays = self.timing.delays()
-        return self._lateness(self.timing.through()) + self._share
+        self._congestion.update(self.xs, self.ys)
+        return self._lateness(self.timing.through()) + self._price
 
     def _lateness(self, path: NDArray) -> NDArray:
         return np.exp((np.minimum(path, self.late + 6) - self.late) / STEEP)
@@ -75,8 +78,7 @@ class Moves(Placement):
         neighbours stay."""
         wires, into, out = self.units[k]
         timing, other = self.timing, wires.other
-        way = abs(x[:, None] - self.xs[other]) + abs(y[:, None] - self.ys[other])
-        delay = WIRE[way]
+        delay = WIRE[abs(x[:, None] - self.xs[other]) + abs(y[:, None] - self.ys[other])]
         delay[0] = self._delays[wires.index]
         head, after = timing.head[wires.index], timing.after[wires.index]
         path = delay + head + after
@@ -89,19 +91,20 @@ class Moves(Placement):
                 arrival = (delay[:, :into] + head[:into]).max(1) + LUT
                 path[:, into:out] = arrival[:, None] + delay[:, into:out] + after[into:out]
         noise = 1 + self.heat * self.rng.random(len(x)) if self.heat else 1
-        return self._lateness(path).sum(1) * noise + way @ self._share[wires.index]
+        length = self._congestion.cost(x[:, None], y[:, None], self.xs[other], self.ys[other], wires.way)
+        return self._lateness(path).sum(1) * noise + length @ self._price[wires.index]
 
     def _cost_moved(self, wires: Wires, dx: NDArray, dy: NDArray) -> NDArray:
         """Cost of the wires with their own ends moved, of which the first move is none."""
         own, other = wires.own, wires.other
         if not len(own):
             return np.zeros(len(dx))
-        way = (abs(self.xs[own] + dx[:, None] - self.xs[other])
-               + abs(self.ys[own] + dy[:, None] - self.ys[other]))
-        delay = WIRE[way]
+        x, y = self.xs[own] + dx[:, None], self.ys[own] + dy[:, None]
+        delay = WIRE[abs(x - self.xs[other]) + abs(y - self.ys[other])]
         delay[0] = self._delays[wires.index]
         path = delay + self.timing.head[wires.index] + self.timing.after[wires.index]
-        return self._lateness(path).sum(1) + way @ self._share[wires.index]
+        length = self._congestion.cost(x, y, self.xs[other], self.ys[other], wires.way)
+        return self._lateness(path).sum(1) + length @ self._price[wires.index]
 
     def _critical(self) -> NDArray:
         """Longest path through each cell (ns)."""
@@ -219,10 +222,11 @@ class Moves(Placement):
         own, wires = set(cells), []
         for k in cells:
             for w in self.wires[k]:
-                other = self._sink[w] if self._source[w] == k else self._source[w]
+                out = self._source[w] == k
+                other = self._sink[w] if out else self._source[w]
                 if other not in own:
-                    wires.append((w, k, other))
-        return Wires(*np.array(wires, int).reshape(-1, 3).T)
+                    wires.append((w, k, other, -1 if out else 1))
+        return Wires(*np.array(wires, int).reshape(-1, 4).T)
 
     def move_tiles(self, late: float, threshold: float) -> NDArray:
         """Let tiles with LUT RAM or a carry chain on paths longer than `threshold` (ns) change places with

@@ -7,13 +7,18 @@ from numpy.typing import NDArray
 from sim.floorplan import ram_sites
 from sim.sta import Timing
 
-__all__ = ["Placement", "slot"]
+__all__ = ["Placement", "place_in_slice", "slot"]
 
 
 def slot(place: str) -> int | None:
     """Which of the eight LUTs or registers of a tile a place is, by nextpnr's name for it."""
     found = re.fullmatch(r"SLICE([A-D])\.(?:K|FF)([01])", place)
     return "ABCD".index(found[1]) * 2 + int(found[2]) if found else None
+
+
+def place_in_slice(kind: str, z: int) -> str:
+    """nextpnr's name for the place of LUT (K) or register (FF) `z` of a tile."""
+    return f"SLICE{'ABCD'[z // 2]}.{kind}{z % 2}"
 
 
 class Placement:
@@ -96,12 +101,15 @@ class Placement:
             (*bits.get("CE", ()), parameters.get("CEMUX"), parameters.get("GSR")),
         )
 
+    def free_lut(self, tile: tuple[int, int]) -> int | None:
+        return next((z for z, lut in enumerate(self.tiles[tile][0]) if lut is None), None)
+
     def room(self, k: int, tile: tuple[int, int]) -> int | None:
         """A free place of the tile that takes the unit of k."""
         luts, registers, _ = self.tiles[tile]
         own = self.together(k)
         if self.role[k] == "L":
-            return next((z for z in range(8) if luts[z] is None), None)
+            return self.free_lut(tile)
         if tile in self.rams:
             return None
         reset, enable = self.controls[own[-1]]
@@ -195,8 +203,7 @@ class Placement:
         for k, cell in enumerate(self.timing.cells):
             place = self.timing.place[k]
             if cell["type"] in ("TRELLIS_COMB", "TRELLIS_FF"):
-                kind = "FF" if k in self.controls else "K"
-                place = f"SLICE{'ABCD'[self.z[k] // 2]}.{kind}{self.z[k] % 2}"
+                place = place_in_slice("FF" if k in self.controls else "K", self.z[k])
             elif self.role[k] == "B":
                 place = f"EBR{number[self.x[k], self.y[k]]}"
             names.append(f"X{self.x[k]}/Y{self.y[k]}/{place}" if place else "")

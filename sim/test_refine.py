@@ -13,6 +13,8 @@ from amaranth.lib.wiring import In, Out
 
 from hw.glue import Fifo
 from sim import closure, ecp5, pnr
+from sim.congestion import DETOUR, FULL, LEAST, REACH, Congestion
+from sim.moves import Moves
 from sim.netlist import nextpnr, tool
 from sim.placement import Placement
 from sim.refine import refine
@@ -190,3 +192,63 @@ def test_wide_multiplexer_is_refused():
     lut["connections"]["OFX"], lut["port_directions"]["OFX"] = [7], "output"
     with pytest.raises(ValueError, match="wide multiplexer"):
         Placement(Timing(netlist))
+
+
+def test_congestion():
+    """A way costs what its tiles do, in its own direction; half of it lies along either end."""
+    rng = np.random.default_rng(1)
+    source, sink = rng.integers(0, 300, (2, 2000))
+    x, y = rng.integers(5, 120, 300), rng.integers(5, 90, 300)
+    x[source], y[source] = rng.integers(5, 40, 2000), rng.integers(5, 30, 2000)  # more wires there
+    congestion = Congestion(source, sink, np.ones(2000))
+    congestion.update(x, y)
+    prices = congestion._across, congestion._along
+
+    def walk(start, end):
+        total = 0.0
+        for axis, table in enumerate(prices):
+            low, high = sorted((start[axis], end[axis]))
+            for line in (start[1 - axis], end[1 - axis]):
+                steps = np.diff(table[line, low : high + 1, int(end[axis] < start[axis])])
+                total += steps.sum() / 2
+        return total
+    ends = [((10, 20), (60, 50)), ((60, 50), (10, 20)), ((10, 50), (60, 20)), ((60, 20), (10, 50)),
+            ((30, 30), (30, 30)), ((30, 30), (31, 30))]
+    for start, end in ends:
+        there = congestion.cost(*map(np.array, (*end, *start)), np.array(1))
+        same = congestion.cost(*map(np.array, (*start, *end)), np.array(-1))
+        assert there == pytest.approx(walk(start, end)) and same == pytest.approx(walk(start, end))
+    assert walk((10, 20), (60, 50)) != pytest.approx(walk((60, 50), (10, 20)))
+
+
+def test_wires_in_one_direction_do_not_crowd_the_other():
+    """A thousand wires from tile 20, 40 to 60, 40 make that way dear, not the one back or one elsewhere."""
+    source, sink = np.zeros(1000, int), np.ones(1000, int)
+    congestion = Congestion(source, sink, np.ones(1000))
+    congestion.update(np.array([20, 60]), np.array([40, 40]))
+
+    def cost(x, y, other_x, other_y):
+        return float(congestion.cost(*map(np.array, (x, y, other_x, other_y, 1))))
+    empty = LEAST * 40
+    wires = 1000 * DETOUR / (2 * REACH + 1)  # of each of so many rows
+    assert cost(60, 10, 20, 10) == pytest.approx(empty)
+    assert cost(20, 40, 60, 40) == pytest.approx(empty)
+    assert cost(50, 40, 30, 40) == pytest.approx(20 * (LEAST + (wires / FULL) ** 2))
+
+
+def test_moves_count_the_price_of_a_way(placed):
+    """With every tile dearer by one eastward, a place costs more by its wires' way east."""
+    timing = Timing(json.loads(placed.read_text()))
+    moves = Moves(timing)
+    moves.settle()
+    moves._start(9.0, 0.0)
+    for k in [k for k in moves.units if moves.role[k] in ("L", "P", "R")][:40]:
+        wires = moves.units[k][0]
+        x, y = np.array([moves.x[k], moves.x[k] + 9]), np.array([moves.y[k], moves.y[k] + 9])
+        before = moves._cost(k, x, y)
+        east = moves._congestion._across[..., 0]
+        east += np.arange(east.shape[1])
+        out = np.isin(timing.source[wires.index], moves.together(k))
+        way = np.where(out, 1, -1) * (moves.xs[wires.other] - x[:, None])
+        assert moves._cost(k, x, y) == pytest.approx(before + np.maximum(way, 0) @ moves._price[wires.index])
+        east -= np.arange(east.shape[1])

@@ -187,6 +187,60 @@ class Moves(Placement):
                 break
         return self.settle()
 
+    def move_clusters(self, late: float, threshold: float) -> NDArray:
+        """Move the LUTs of a tile that are on paths longer than `threshold` (ns) together: one of a chain by
+        itself would only leave the others."""
+        weight, longest = self._start(late, 0.0), self._critical()
+        for k in np.argsort(-longest).tolist():
+            if longest[k] <= threshold:
+                break
+            if self.role[k] not in ("L", "P") or k in self.locked:
+                continue
+            start = self.x[k], self.y[k]
+            units = [q for q in self.tiles[start][0] if q is not None and self.role[q] in ("L", "P")
+                     and longest[q] > threshold and q not in self.locked]
+            wires = self._outward([cell for q in units for cell in self.together(q)])
+            if len(units) < 2 or not len(wires.index):
+                continue
+            near = self._towards(weight[wires.index], self.xs[wires.other], self.ys[wires.other], start,
+                                 around=2, nearest=4)
+            places = [start, *(tile for tile in near if tile in self.tiles and tile != start)]
+            dx, dy = np.array(places).T - np.array([start]).T
+            cost = self._cost_moved(wires, dx, dy)
+            for j in np.argsort(cost)[:20]:
+                gain = cost[0] - cost[j]
+                if gain < 0.005 * cost[0] or self._move_together(units, places[j], gain):
+                    break
+        return self.settle()
+
+    def _move_together(self, units: list[int], tile: tuple[int, int], gain: float) -> bool:
+        """Put units of one tile into another, if there is room or what makes room loses less than `gain`."""
+        start, moved = (self.x[units[0]], self.y[units[0]]), []
+        for k in sorted(units, key=lambda k: self.role[k], reverse=True):  # pairs fit in few places
+            z, own = self.room(k, tile), self.z[k]
+            other = self._partner_at(k, tile, gain / len(units)) if z is None else None
+            if z is not None:
+                self.put(k, tile, z)
+            elif other is not None:
+                self.swap(k, other)
+            else:
+                break
+            moved.append((k, own, other))
+            self.locked.add(k)
+        if len(moved) < len(units):
+            for k, z, other in reversed(moved):
+                self.locked.remove(k)
+                if other is None:
+                    self.put(k, start, z)
+                else:
+                    self.swap(k, other)
+            return False
+        for k, _, other in moved:
+            self._lock(k)
+            if other is not None:
+                self._lock(other)
+        return True
+
     def move_blocks(self, late: float, threshold: float) -> NDArray:
         """Move block RAMs with paths longer than `threshold` (ns), also to where another is."""
         self._start(late, 0.0)

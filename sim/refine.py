@@ -3,8 +3,9 @@
 nextpnr places for short wires and looks at timing on the side: of a path of nine LUTs, each may lie 15 tiles
 from the last though first and last register are neighbours. Here a placed netlist (`nextpnr --write`) is
 timed, and whatever lies on late paths moves to where the paths through it are shortest: LUTs, registers,
-pairs of both, and whole tiles, as LUT RAM and carry chains keep their shape. Nothing but places
-(`NEXTPNR_BEL`) changes; nextpnr goes on from there with `--no-pack --no-place`.
+pairs of both, the late LUTs of a tile together, block RAMs, and whole tiles, as LUT RAM and carry chains keep
+their shape. Nothing but places (`NEXTPNR_BEL`) changes; nextpnr goes on from there with
+`--no-pack --no-place`.
 """
 
 import json
@@ -49,6 +50,7 @@ def refine(placed: Path, refined: Path, sweeps: int = 60, seed: int = 1) -> None
         late = max(float(np.partition(arrivals, -some)[-some]) - 0.5, EARLY)
         everything = sweep % WHOLE == WHOLE - 1
         if sweep % 5 == 4:
+            placement.move_clusters(late, late - 0.5)
             placement.move_blocks(late, late - 0.5)
             placement.move_tiles(late, late - 0.5 if everything else late)
         if everything:

@@ -69,6 +69,7 @@ def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, 
     places = before
     for sweep in range(sweeps):
         if sweep % 5 == 4:
+            placement.move_clusters(late, late)
             placement.move_blocks(late, late)
             placement.move_tiles(late, late)
         arrivals = placement.move_cells(late, late, heat(sweep, sweeps))

@@ -252,3 +252,66 @@ def test_moves_count_the_price_of_a_way(placed):
         way = np.where(out, 1, -1) * (moves.xs[wires.other] - x[:, None])
         assert moves._cost(k, x, y) == pytest.approx(before + np.maximum(way, 0) @ moves._price[wires.index])
         east -= np.arange(east.shape[1])
+
+
+def detour(free, last="M"):
+    """Moves of a chain of three LUTs that lies aside of the way between its registers, and of a tile on the
+    way with so many free places for LUTs; the chain ends at a register that stays (M), or at one beside its
+    last LUT (DI), with a reader that stays."""
+    def cell(kind, place, fixed=1, **bits):
+        return {"type": kind, "parameters": {},
+                "attributes": {"NEXTPNR_BEL": place, "BEL_STRENGTH": f"{fixed:032b}"},
+                "port_directions": {pin: "output" if pin in ("Q", "F") else "input" for pin in bits},
+                "connections": {pin: [bit] for pin, bit in bits.items()}}
+    made = {"first": cell("TRELLIS_FF", "X66/Y47/SLICEA.FF0", 5, Q=1)}
+    for k in range(3):
+        made[f"lut_{k}"] = cell("TRELLIS_COMB", f"X56/Y56/SLICE{'AAB'[k]}.K{k % 2}", A=1 + k, F=2 + k)
+    if last == "DI":
+        made["last"] = cell("TRELLIS_FF", "X56/Y56/SLICEB.FF0", DI=4, Q=5)
+    made["reader"] = cell("TRELLIS_FF", "X61/Y49/SLICEB.FF0", 5, M=5 if last == "DI" else 4)
+    for tile, empty in (("X63/Y48", free), ("X66/Y47", 0), ("X61/Y49", 0)):
+        for z in range(8 - empty):
+            place = f"{tile}/SLICE{'ABCD'[z // 2]}.K{z % 2}"
+            made[place] = cell("TRELLIS_COMB", place, 5)
+    return Moves(Timing({"modules": {"top": {"cells": made, "netnames": {}}}}))
+
+
+def loosen(moves, count):
+    """So many LUTs of the tile on the way may move."""
+    for k in [k for k, name in enumerate(moves.timing.names) if name.startswith("X63")][:count]:
+        moves.role[k], moves.units[k] = "L", moves._unit(k)
+
+
+def tiles(moves):
+    return [(moves.x[k], moves.y[k]) for k, name in enumerate(moves.timing.names) if "lut_" in name]
+
+
+@pytest.mark.parametrize("last", ["M", "DI"])
+def test_a_chain_moves_as_one(last):
+    moves = detour(3, last)
+    before = moves.settle().max()
+    assert moves.move_cells(4.0, 3.0).max() == before  # one LUT alone gains nothing
+    assert moves.move_clusters(4.0, 3.0).max() < before - 0.9
+    assert tiles(moves) == [(63, 48)] * 3
+    moves.check()
+
+
+def test_a_chain_stays_where_there_is_no_room():
+    """One place is free, another can be made so: that is one too few, and all stays where it was."""
+    moves = detour(1)
+    moves.settle()
+    loosen(moves, 1)
+    before, places = moves.settle().max(), moves.bels()
+    assert moves.move_clusters(4.0, 3.0).max() == before
+    assert moves.bels() == places
+    moves.check()
+
+
+def test_a_chain_changes_places_with_what_has_time():
+    """The tile on the way is full of LUTs that nothing waits for; two of them go where the chain was."""
+    moves = detour(1)
+    moves.settle()
+    loosen(moves, 7)
+    assert moves.move_clusters(4.0, 3.0).max() < 4.5
+    assert tiles(moves) == [(63, 48)] * 3
+    moves.check()

@@ -12,9 +12,20 @@ DETOUR = 1.45
 pin. With n it is the square root of n less for each: means over a routed tile."""
 REACH = 3
 """A way may as well lie so many tiles to the side."""
-FULL, LEAST = 30.0, 0.5
-"""Wires of a tile in one direction, of which the price is one more than the least, that of an empty tile; it
-grows with the square. There are 24 of six tiles and 16 of two."""
+ACROSS, ALONG, PINS, LEAST = 36.0, 24.0, 36.0, 0.5
+"""Wires of a tile in one direction, east or west and north or south, and pins of a tile, at which the price
+is one more than the least, that of an empty tile; it grows with the square. By what nextpnr's other router
+uses twice: of a tile's excess, pins, wires across and wires along account for that much."""
+
+
+def _around(count: NDArray) -> NDArray:
+    """Means over the tiles within REACH."""
+    for axis in (0, 1):
+        wide = [(REACH, REACH) if axis == k else (0, 0) for k in (0, 1)]
+        sums = np.insert(np.pad(count, wide, mode="edge").cumsum(axis), 0, 0, axis)
+        some, all_ = 2 * REACH + 1, count.shape[axis]
+        count = (sums.take(range(some, all_ + some), axis) - sums.take(range(all_), axis)) / some
+    return count
 
 
 class Congestion:
@@ -22,18 +33,27 @@ class Congestion:
 
     A wire is taken to go half along the row of either end, and half along the column."""
 
-    def __init__(self, source: NDArray, sink: NDArray, weight: NDArray):
-        """Cells at the ends of each wire, and how much it counts."""
+    def __init__(self, source: NDArray, sink: NDArray, weight: NDArray, pins: NDArray):
+        """Cells at the ends of each wire, how much it counts, and the pins at its source and sink."""
         self.source, self.sink, self.weight = source, sink, DETOUR * weight / 2
+        self.pins = pins
 
     def update(self, x: NDArray, y: NDArray) -> None:
         """Prices for the cells where they are now."""
         xs, ys, xt, yt = x[self.source], y[self.source], x[self.sink], y[self.sink]
-        self._across = self._prices(xs, xt, (ys, yt), SHAPE)  # row, column -> eastward, westward
-        self._along = self._prices(ys, yt, (xs, xt), SHAPE[::-1])  # column, row -> southward, northward
+        self._across = self._prices(xs, xt, (ys, yt), SHAPE, ACROSS)  # row, column -> eastward, westward
+        self._along = self._prices(ys, yt, (xs, xt), SHAPE[::-1], ALONG)  # column, row -> south, north
+        pins = np.zeros(SHAPE)
+        np.add.at(pins, (ys, xs), self.pins[0])
+        np.add.at(pins, (yt, xt), self.pins[1])
+        self._pin = (_around(pins) / PINS) ** 2
+
+    def pin(self, x: NDArray, y: NDArray) -> NDArray:
+        """What a pin costs there."""
+        return self._pin[y, x]
 
     def _prices(self, start: NDArray, end: NDArray, lines: tuple[NDArray, NDArray],
-                shape: tuple[int, int]) -> NDArray:
+                shape: tuple[int, int], full: float) -> NDArray:
         """Sums of the prices up to each tile of each line; forth and back."""
         prices = []
         for wires, first, last in ((start < end, start, end), (start > end, end, start)):
@@ -41,14 +61,8 @@ class Congestion:
             for line in lines:
                 np.add.at(wanted, (line[wires], first[wires]), self.weight[wires])
                 np.add.at(wanted, (line[wires], last[wires]), -self.weight[wires])
-            around = wanted.cumsum(1)
-            for axis in (0, 1):
-                sums = np.insert(np.pad(around, [(REACH, REACH) if axis == k else (0, 0) for k in (0, 1)],
-                                        mode="edge").cumsum(axis), 0, 0, axis)
-                count = shape[axis]
-                around = (sums.take(range(2 * REACH + 1, count + 2 * REACH + 1), axis)
-                          - sums.take(range(count), axis)) / (2 * REACH + 1)
-            price = LEAST + (around / FULL) ** 2
+            around = _around(wanted.cumsum(1))
+            price = LEAST + (around / full) ** 2
             prices.append(price.cumsum(1) - price)
         return np.stack(prices, -1)
 

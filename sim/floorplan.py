@@ -1,9 +1,10 @@
 """Where the blocks lie that a tile's words go through, on an LFE5U-85F.
 
 Every column of the array has a strip of the part from left to right, with its adder tree among its
-multipliers; of the SRAM, the block RAMs of all banks that hold the same bytes of a word lie next to each
-other. nextpnr places logic well, but not hundreds of blocks into the few rows that a part has for them: left
-alone, these take a third more wire. Places that are not taken here are left to nextpnr.
+multipliers, half of them on either side: what is left for the vector unit is in the middle, where words of
+SRAM come from both sides. Of the SRAM, the block RAMs of all banks that hold the same bytes of a word lie
+next to each other. nextpnr places logic well, but not hundreds of blocks into the few rows that a part has
+for them: left alone, these take a third more wire. Places that are not taken here are left to nextpnr.
 """
 
 import re
@@ -23,10 +24,12 @@ RAM = re.compile(r"\bsram\.bank_(\d+)\.mem\.\d+\.(\d+)$")
 
 
 def _array_sites(columns: int, blocks: int) -> list[list[tuple[int, int]]]:
-    """For each column of so many blocks the places in its strip of the part."""
+    """For each column of so many blocks the places in its strip of the part; spare strips in the middle."""
     wide = max(1, len(BLOCKS) // max(1, columns))
+    spare = max(0, len(BLOCKS) - columns * wide)
     rows = sorted(ARRAY_ROWS[: -(-blocks // wide)])
-    return [[(x, y) for x in BLOCKS[c * wide : (c + 1) * wide] for y in rows] for c in range(columns)]
+    strips = [c * wide + (spare if 2 * c >= columns else 0) for c in range(columns)]
+    return [[(x, y) for x in BLOCKS[first : first + wide] for y in rows] for first in strips]
 
 
 def ram_sites(rows: tuple[int, ...] = RAM_ROWS) -> list[tuple[int, int, int]]:

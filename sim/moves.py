@@ -40,7 +40,8 @@ class Moves(Placement):
         pins = np.bincount(timing.net)[timing.net]
         share = 1 / np.sqrt(pins)  # wires of a net share some of their way
         self._price = LENGTH * share
-        self._congestion = Congestion(timing.source, timing.sink, ~timing.direct * share)
+        self._pins = np.stack([1 / pins, np.ones_like(share)]) * ~timing.direct  # at source, sink of each
+        self._congestion = Congestion(timing.source, timing.sink, ~timing.direct * share, self._pins)
         self.wires: list[list[int]] = [[] for _ in timing.cells]
         for w in np.flatnonzero(~timing.direct).tolist():
             a, b = self._source[w], self._sink[w]
@@ -92,7 +93,11 @@ class Moves(Placement):
                 path[:, into:out] = arrival[:, None] + delay[:, into:out] + after[into:out]
         noise = 1 + self.heat * self.rng.random(len(x)) if self.heat else 1
         length = self._congestion.cost(x[:, None], y[:, None], self.xs[other], self.ys[other], wires.way)
-        return self._lateness(path).sum(1) * noise + length @ self._price[wires.index]
+        crowd = LENGTH * self._own_pins(wires).sum() * self._congestion.pin(x, y)
+        return self._lateness(path).sum(1) * noise + length @ self._price[wires.index] + crowd
+
+    def _own_pins(self, wires: Wires) -> NDArray:
+        return np.where(wires.way > 0, self._pins[1, wires.index], self._pins[0, wires.index])
 
     def _cost_moved(self, wires: Wires, dx: NDArray, dy: NDArray) -> NDArray:
         """Cost of the wires with their own ends moved, of which the first move is none."""
@@ -104,7 +109,8 @@ class Moves(Placement):
         delay[0] = self._delays[wires.index]
         path = delay + self.timing.head[wires.index] + self.timing.after[wires.index]
         length = self._congestion.cost(x, y, self.xs[other], self.ys[other], wires.way)
-        return self._lateness(path).sum(1) + length @ self._price[wires.index]
+        crowd = LENGTH * self._congestion.pin(x, y) @ self._own_pins(wires)
+        return self._lateness(path).sum(1) + length @ self._price[wires.index] + crowd
 
     def _critical(self) -> NDArray:
         """Longest path through each cell (ns)."""

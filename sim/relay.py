@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sim.placement import Placement, place_in_slice
-from sim.sta import LUT, WIRE, Timing, flat
+from sim.sta import LUT, NEVER, WIRE, Timing, flat
 
 __all__ = ["relay"]
 
@@ -79,7 +79,12 @@ def relay(placed: Path, relayed: Path) -> int:
 
 
 def _nets(timing: Timing) -> Iterator[Driver]:
-    wires = np.flatnonzero(~timing.direct)
+    """Nets with their wires, but for constants and for pins that must stay on one net: the multipliers of a
+    block share the wires of their enables and resets. (Registers do so within a tile, where all or none of
+    them are behind a relay.)"""
+    alone = [timing.cells[k]["type"] == "MULT18X18D" and timing.port(w).startswith(("CE", "RST"))
+             for w, k in enumerate(timing.sink.tolist())]
+    wires = np.flatnonzero(~timing.direct & ~np.array(alone, bool) & (timing.head > NEVER / 2))
     wires = wires[np.argsort(timing.net[wires], kind="stable")]
     for own in np.split(wires, np.flatnonzero(np.diff(timing.net[wires])) + 1):
         if 2 <= len(own) <= MOST:

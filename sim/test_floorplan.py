@@ -34,6 +34,8 @@ def test_places(columns, banks, parts):
         for name, (x, _, _) in of_kind.items():
             strip = int(re.findall(r"\d+", name)[0 if kind == "MULT18" else -1])
             assert abs(x - (4 + (strip + 0.5) * 114 / strips)) < 12 + 57 / strips, (name, x)
+    middle = {x for x, _, kind in places.values() if kind.startswith("MULT18") and 58 <= x <= 63}
+    assert not middle  # of thirteen blocks one is left
 
 
 def test_a_block_has_one_column():

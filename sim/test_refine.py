@@ -13,8 +13,8 @@ from amaranth.lib.wiring import In, Out
 
 from hw.glue import Fifo
 from sim import closure, ecp5, pnr
-from sim.congestion import DETOUR, FULL, LEAST, REACH, Congestion
-from sim.moves import Moves
+from sim.congestion import ACROSS, ALONG, DETOUR, LEAST, PINS, REACH, Congestion
+from sim.moves import LENGTH, Moves
 from sim.netlist import nextpnr, tool
 from sim.placement import Placement
 from sim.refine import refine
@@ -200,7 +200,7 @@ def test_congestion():
     source, sink = rng.integers(0, 300, (2, 2000))
     x, y = rng.integers(5, 120, 300), rng.integers(5, 90, 300)
     x[source], y[source] = rng.integers(5, 40, 2000), rng.integers(5, 30, 2000)  # more wires there
-    congestion = Congestion(source, sink, np.ones(2000))
+    congestion = Congestion(source, sink, np.ones(2000), np.ones((2, 2000)))
     congestion.update(x, y)
     prices = congestion._across, congestion._along
 
@@ -222,23 +222,36 @@ def test_congestion():
 
 
 def test_wires_in_one_direction_do_not_crowd_the_other():
-    """A thousand wires from tile 20, 40 to 60, 40 make that way dear, not the one back or one elsewhere."""
-    source, sink = np.zeros(1000, int), np.ones(1000, int)
-    congestion = Congestion(source, sink, np.ones(1000))
-    congestion.update(np.array([20, 60]), np.array([40, 40]))
+    """A thousand wires from tile 20, 40 to 60, 40 make that way dear, not the one back or one elsewhere;
+    and so for columns, which are full with fewer."""
+    for full, way in ((ACROSS, 1), (ALONG, -1)):
+        congestion = Congestion(np.zeros(1000, int), np.ones(1000, int), np.ones(1000), np.zeros((2, 1000)))
+        congestion.update(*(np.array([20, 60]), np.array([40, 40]))[::way])
 
-    def cost(x, y, other_x, other_y):
-        return float(congestion.cost(*map(np.array, (x, y, other_x, other_y, 1))))
-    empty = LEAST * 40
-    wires = 1000 * DETOUR / (2 * REACH + 1)  # of each of so many rows
-    assert cost(60, 10, 20, 10) == pytest.approx(empty)
-    assert cost(20, 40, 60, 40) == pytest.approx(empty)
-    assert cost(50, 40, 30, 40) == pytest.approx(20 * (LEAST + (wires / FULL) ** 2))
+        def cost(start, end, congestion=congestion, way=way):
+            return float(congestion.cost(*map(np.array, (*end[::way], *start[::way], 1))))
+        wires = 1000 * DETOUR / (2 * REACH + 1)  # of each of so many lines
+        assert cost((20, 10), (60, 10)) == pytest.approx(LEAST * 40)
+        assert cost((60, 40), (20, 40)) == pytest.approx(LEAST * 40)
+        assert cost((30, 40), (50, 40)) == pytest.approx(20 * (LEAST + (wires / full) ** 2))
+
+
+def test_pins_crowd_a_tile():
+    """A driver of ten wires is one pin; where their other ends are, there are ten."""
+    pins = np.stack([np.full(10, 0.1), np.ones(10)])
+    congestion = Congestion(np.zeros(10, int), np.ones(10, int), np.ones(10), pins)
+    congestion.update(np.array([20, 60]), np.array([40, 40]))
+    around = (2 * REACH + 1) ** 2
+    x, y = np.array([20, 20 + REACH, 60, 60, 40]), np.array([40, 40, 40, 40 - REACH, 40])
+    expected = (np.array([1, 1, 10, 10, 0]) / around / PINS) ** 2
+    np.testing.assert_allclose(congestion.pin(x, y), expected, atol=1e-12)
 
 
 def test_moves_count_the_price_of_a_way(placed):
-    """With every tile dearer by one eastward, a place costs more by its wires' way east."""
+    """With every tile dearer by one eastward, a place costs more by its wires' way east; with pins dearer by
+    one there, by its pins."""
     timing = Timing(json.loads(placed.read_text()))
+    pins = np.bincount(timing.net)
     moves = Moves(timing)
     moves.settle()
     moves._start(9.0, 0.0)
@@ -250,7 +263,13 @@ def test_moves_count_the_price_of_a_way(placed):
         east += np.arange(east.shape[1])
         out = np.isin(timing.source[wires.index], moves.together(k))
         way = np.where(out, 1, -1) * (moves.xs[wires.other] - x[:, None])
-        assert moves._cost(k, x, y) == pytest.approx(before + np.maximum(way, 0) @ moves._price[wires.index])
+        dearer = before + np.maximum(way, 0) @ moves._price[wires.index]
+        assert moves._cost(k, x, y) == pytest.approx(dearer)
+        moves._congestion._pin[:, moves.x[k] + 9] += 1
+        ends = sum(1 for w in wires.index if timing.sink[w] in moves.together(k))
+        nets = (1 / pins[timing.net[wires.index[out]]]).sum()  # of each, the wires that lead away
+        assert moves._cost(k, x, y) - dearer == pytest.approx([0, LENGTH * (ends + nets)])
+        moves._congestion._pin[:, moves.x[k] + 9] -= 1
         east -= np.arange(east.shape[1])
 
 

@@ -109,6 +109,28 @@ def test_relays_behind_relays(tmp_path):
     assert any("_RELAY_" in name for pins in fed.values() for name in pins)
 
 
+def test_multipliers_of_a_block_keep_their_enable(tmp_path):
+    """The four of a block have one wire for it, though they lie in several tiles: it stays on its net."""
+    netlist = net((60, 40), (61, 40), (62, 40))
+    for k, x in enumerate((60, 61, 64, 65)):
+        cells(netlist)[f"product_{k}"] = {
+            "type": "MULT18X18D", "parameters": {},
+            "attributes": {"NEXTPNR_BEL": f"X{x}/Y34/MULT18_{x - 60}"},
+            "port_directions": {"CE2": "input", "RST0": "input"}, "connections": {"CE2": [1], "RST0": [1]}}
+    fed, after = run(tmp_path, netlist)
+    assert fed == {"net_1_RELAY_1": {"last_0", "last_1", "last_2"}}
+    for k in range(4):
+        assert cells(after)[f"product_{k}"]["connections"] == {"CE2": [1], "RST0": [1]}
+
+
+def test_constants_have_none(tmp_path):
+    netlist = net((60, 40), (61, 40), (60, 42))
+    first = cells(netlist)["first"]
+    first["type"], first["attributes"]["NEXTPNR_BEL"] = "TRELLIS_COMB", "X10/Y10/SLICEA.K0"
+    first["connections"], first["port_directions"] = {"F": [1]}, {"F": "output"}
+    assert run(tmp_path, netlist)[0] == {}
+
+
 def test_nothing_to_save(tmp_path):
     assert run(tmp_path, net((60, 40)))[0] == {}
     assert run(tmp_path, net((11, 10), (12, 12), (10, 13)))[0] == {}

@@ -21,12 +21,13 @@ net, where the part is neither empty nor full (sim/congestion.py)."""
 @dataclass
 class Wires:
     """Wires between cells that move together and others: their numbers, the end that moves, the other end,
-    and whether that is the source (1) or the sink (-1)."""
+    whether that is the source (1) or the sink (-1), and for how many pins the end that moves counts."""
 
     index: NDArray
     own: NDArray
     other: NDArray
     way: NDArray
+    pins: NDArray
 
 
 class Moves(Placement):
@@ -49,6 +50,12 @@ class Moves(Placement):
             self.wires[b].append(w)
         self.units = {k: self._unit(k) for k in range(len(timing.cells)) if self.role[k]}
 
+    def _gather(self, wires: list[tuple[int, int, int]]) -> Wires:
+        index, own, other = np.array(wires, int).reshape(-1, 3).T
+        out = self.timing.source[index] == own
+        pins = np.where(out, self._pins[0, index], self._pins[1, index])
+        return Wires(index, own, other, np.where(out, -1, 1), pins)
+
     def _unit(self, k: int) -> tuple[Wires, int, int]:
         """Wires of what moves with k: into the LUT, out of the LUT, the register's; where the kinds begin."""
         groups: tuple[list, list, list] = [], [], []
@@ -59,8 +66,8 @@ class Moves(Placement):
                 out = self._source[w] == cell
                 other = self._sink[w] if out else self._source[w]
                 if other not in own:
-                    groups[out if lut else 2].append((w, cell, other, -1 if out else 1))
-        wires = Wires(*np.array([wire for group in groups for wire in group], int).reshape(-1, 4).T)
+                    groups[out if lut else 2].append((w, cell, other))
+        wires = self._gather([wire for group in groups for wire in group])
         return wires, len(groups[0]), len(groups[0]) + len(groups[1])
 
     def _start(self, late: float, heat: float) -> NDArray:
@@ -93,11 +100,8 @@ class Moves(Placement):
                 path[:, into:out] = arrival[:, None] + delay[:, into:out] + after[into:out]
         noise = 1 + self.heat * self.rng.random(len(x)) if self.heat else 1
         length = self._congestion.cost(x[:, None], y[:, None], self.xs[other], self.ys[other], wires.way)
-        crowd = LENGTH * self._own_pins(wires).sum() * self._congestion.pin(x, y)
+        crowd = LENGTH * wires.pins.sum() * self._congestion.pin(x, y)
         return self._lateness(path).sum(1) * noise + length @ self._price[wires.index] + crowd
-
-    def _own_pins(self, wires: Wires) -> NDArray:
-        return np.where(wires.way > 0, self._pins[1, wires.index], self._pins[0, wires.index])
 
     def _cost_moved(self, wires: Wires, dx: NDArray, dy: NDArray) -> NDArray:
         """Cost of the wires with their own ends moved, of which the first move is none."""
@@ -109,7 +113,7 @@ class Moves(Placement):
         delay[0] = self._delays[wires.index]
         path = delay + self.timing.head[wires.index] + self.timing.after[wires.index]
         length = self._congestion.cost(x, y, self.xs[other], self.ys[other], wires.way)
-        crowd = LENGTH * self._congestion.pin(x, y) @ self._own_pins(wires)
+        crowd = LENGTH * self._congestion.pin(x, y) @ wires.pins
         return self._lateness(path).sum(1) + length @ self._price[wires.index] + crowd
 
     def _critical(self) -> NDArray:
@@ -133,6 +137,12 @@ class Moves(Placement):
         points += [(int(x[k]), int(y[k]), 1) for k in np.argsort(-weight)[:nearest]]
         return {(i, j): None for px, py, reach in points
                 for i in range(px - reach, px + reach + 1) for j in range(py - reach, py + reach + 1)}
+
+    def _places(self, wires: Wires, weight: NDArray, start: tuple[int, int]) -> list[tuple[int, int]]:
+        """Tiles for what has these wires, the one where it is first."""
+        near = self._towards(weight[wires.index], self.xs[wires.other], self.ys[wires.other], start,
+                             around=2, nearest=4)
+        return [start, *(tile for tile in near if tile in self.tiles and tile != start)]
 
     def _partner_at(self, k: int, tile: tuple[int, int], gain: float) -> int | None:
         """Of the units in a tile that may change places with k's the one that loses least, if less than
@@ -171,9 +181,7 @@ class Moves(Placement):
             wires, start = self.units[k][0], (self.x[k], self.y[k])
             if not 0 < len(wires.index) <= MOST:
                 continue
-            others = self.xs[wires.other], self.ys[wires.other]
-            near = self._towards(weight[wires.index], *others, start, around=2, nearest=4)
-            places = [start, *(tile for tile in near if tile in self.tiles and tile != start)]
+            places = self._places(wires, weight, start)
             x, y = np.array(places).T
             cost = self._cost(k, x, y)
             for tried, j in enumerate(np.argsort(cost)[:40]):
@@ -208,9 +216,7 @@ class Moves(Placement):
             wires = self._outward([cell for q in units for cell in self.together(q)])
             if len(units) < 2 or not len(wires.index):
                 continue
-            near = self._towards(weight[wires.index], self.xs[wires.other], self.ys[wires.other], start,
-                                 around=2, nearest=4)
-            places = [start, *(tile for tile in near if tile in self.tiles and tile != start)]
+            places = self._places(wires, weight, start)
             dx, dy = np.array(places).T - np.array([start]).T
             cost = self._cost_moved(wires, dx, dy)
             for j in np.argsort(cost)[:20]:
@@ -282,11 +288,10 @@ class Moves(Placement):
         own, wires = set(cells), []
         for k in cells:
             for w in self.wires[k]:
-                out = self._source[w] == k
-                other = self._sink[w] if out else self._source[w]
+                other = self._sink[w] if self._source[w] == k else self._source[w]
                 if other not in own:
-                    wires.append((w, k, other, -1 if out else 1))
-        return Wires(*np.array(wires, int).reshape(-1, 4).T)
+                    wires.append((w, k, other))
+        return self._gather(wires)
 
     def move_tiles(self, late: float, threshold: float) -> NDArray:
         """Let tiles with LUT RAM or a carry chain on paths longer than `threshold` (ns) change places with

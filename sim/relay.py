@@ -23,7 +23,8 @@ WORTH = 8.0
 NEAR = 2
 """Tiles that a pin has to be nearer to the relay than to the driver, as a wire has to leave its tile."""
 LIMIT = 8.5
-"""No path through a relay may become longer (ns)."""
+"""No path through a relay may become longer (ns), by estimates at the place where it saves most, and without
+the relays of other nets."""
 MOST = 300
 """Pins of a net; more belong to resets and the like, which are late as it is."""
 AROUND = 3

@@ -16,7 +16,7 @@ from sim import closure, ecp5, pnr
 from sim.congestion import ACROSS, ALONG, DETOUR, LEAST, PINS, REACH, Congestion
 from sim.moves import LENGTH, Moves
 from sim.netlist import nextpnr, tool
-from sim.placement import Placement
+from sim.placement import Placement, place_in_slice
 from sim.refine import refine
 from sim.sta import LUT, WIRE, Timing, flat
 
@@ -100,17 +100,19 @@ def test_same_seed_same_places(placed):
     assert results[0] == results[1]
 
 
+def cell(kind, place, fixed=1, **pins):
+    """A cell of a placed netlist; pins: the bit of each."""
+    attributes = {"NEXTPNR_BEL": place, "BEL_STRENGTH": f"{fixed:032b}"} if place else {}
+    return {"type": kind, "parameters": {}, "attributes": attributes,
+            "port_directions": {pin: "output" if pin in ("Q", "F") else "input" for pin in pins},
+            "connections": {pin: [bit] for pin, bit in pins.items()}}
+
+
 def path_netlist(**at):
     """first -> lut -> last, registers without anything else."""
-    def cell(kind, **pins):
-        ways = {"Q": "output", "F": "output"}
-        return {"type": kind, "parameters": {}, "attributes": {},
-                "port_directions": {pin: ways.get(pin, "input") for pin in pins},
-                "connections": {pin: [bit] for pin, bit in pins.items()}}
-    made = {"first": cell("TRELLIS_FF", Q=1, M="0"), "lut": cell("TRELLIS_COMB", A=1, F=2),
-            "last": cell("TRELLIS_FF", M=2, Q=3)}
-    for name, bel in at.items():
-        made[name]["attributes"]["NEXTPNR_BEL"] = bel
+    made = {"first": cell("TRELLIS_FF", at.get("first"), Q=1, M="0"),
+            "lut": cell("TRELLIS_COMB", at.get("lut"), A=1, F=2),
+            "last": cell("TRELLIS_FF", at.get("last"), M=2, Q=3)}
     return {"modules": {"top": {"cells": made, "netnames": {}}}}
 
 
@@ -133,9 +135,7 @@ def test_block_ram_beside_the_clocks(tmp_path):
     """One place for a block RAM has another name than its group's; what nextpnr puts there stays."""
     netlist = path_netlist(first="X5/Y5/SLICEA.FF0", lut="X8/Y9/SLICEB.K1", last="X8/Y10/SLICEC.FF0")
     for name, place in (("odd", "X69/Y70/EBR0"), ("even", "X71/Y70/EBR3")):
-        cells(netlist)[name] = {
-            "type": "DP16KD", "parameters": {}, "attributes": {"NEXTPNR_BEL": place},
-            "port_directions": {"DIA0": "input"}, "connections": {"DIA0": [3]}}
+        cells(netlist)[name] = cell("DP16KD", place, DIA0=3)
     (tmp_path / "placed.json").write_text(json.dumps(netlist))
     refine(tmp_path / "placed.json", tmp_path / "refined.json", sweeps=5)
     after = cells(json.loads((tmp_path / "refined.json").read_text()))
@@ -277,20 +277,15 @@ def detour(free, last="M"):
     """Moves of a chain of three LUTs that lies aside of the way between its registers, and of a tile on the
     way with so many free places for LUTs; the chain ends at a register that stays (M), or at one beside its
     last LUT (DI), with a reader that stays."""
-    def cell(kind, place, fixed=1, **bits):
-        return {"type": kind, "parameters": {},
-                "attributes": {"NEXTPNR_BEL": place, "BEL_STRENGTH": f"{fixed:032b}"},
-                "port_directions": {pin: "output" if pin in ("Q", "F") else "input" for pin in bits},
-                "connections": {pin: [bit] for pin, bit in bits.items()}}
     made = {"first": cell("TRELLIS_FF", "X66/Y47/SLICEA.FF0", 5, Q=1)}
     for k in range(3):
-        made[f"lut_{k}"] = cell("TRELLIS_COMB", f"X56/Y56/SLICE{'AAB'[k]}.K{k % 2}", A=1 + k, F=2 + k)
+        made[f"lut_{k}"] = cell("TRELLIS_COMB", f"X56/Y56/{place_in_slice('K', k)}", A=1 + k, F=2 + k)
     if last == "DI":
         made["last"] = cell("TRELLIS_FF", "X56/Y56/SLICEB.FF0", DI=4, Q=5)
     made["reader"] = cell("TRELLIS_FF", "X61/Y49/SLICEB.FF0", 5, M=5 if last == "DI" else 4)
     for tile, empty in (("X63/Y48", free), ("X66/Y47", 0), ("X61/Y49", 0)):
         for z in range(8 - empty):
-            place = f"{tile}/SLICE{'ABCD'[z // 2]}.K{z % 2}"
+            place = f"{tile}/{place_in_slice('K', z)}"
             made[place] = cell("TRELLIS_COMB", place, 5)
     return Moves(Timing({"modules": {"top": {"cells": made, "netnames": {}}}}))
 

@@ -8,9 +8,9 @@ import pytest
 
 from sim import closure, relay
 from sim.netlist import nextpnr
-from sim.placement import Placement
+from sim.placement import Placement, place_in_slice
 from sim.sta import LUT, WIRE, Timing, flat
-from sim.test_refine import cells, options, place
+from sim.test_refine import cell, cells, options, place
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +23,12 @@ def without(netlist):
     design = copy.deepcopy(flat(netlist))
     inputs = {}
     for name in [name for name in design["cells"] if "_RELAY_" in name]:
-        cell = design["cells"].pop(name)
-        assert cell["parameters"] == {"INITVAL": "1111111100000000"}  # F = D
-        inputs[cell["connections"]["F"][0]] = cell["connections"]["D"][0]
-        assert design["netnames"].pop(name)["bits"] == cell["connections"]["F"]
-    for cell in design["cells"].values():
-        for bits in cell["connections"].values():
+        taken = design["cells"].pop(name)
+        assert taken["parameters"] == {"INITVAL": "1111111100000000"}  # F = D
+        inputs[taken["connections"]["F"][0]] = taken["connections"]["D"][0]
+        assert design["netnames"].pop(name)["bits"] == taken["connections"]["F"]
+    for other in design["cells"].values():
+        for bits in other["connections"].values():
             for k, bit in enumerate(bits):
                 while bits[k] in inputs:
                     bits[k] = inputs[bits[k]]
@@ -63,18 +63,13 @@ def test_netlist_stays_what_it_was(placed, monkeypatch):
 
 def net(*pins, late=()):
     """A register at X10/Y10 and one at each of the places, fed by it; those in `late` behind eight LUTs."""
-    def cell(kind, place, **bits):
-        return {"type": kind, "parameters": {}, "attributes": {"NEXTPNR_BEL": place},
-                "port_directions": {pin: "output" if pin in ("Q", "F") else "input" for pin in bits},
-                "connections": {pin: [bit] for pin, bit in bits.items()}}
     made = {"first": cell("TRELLIS_FF", "X10/Y10/SLICEA.FF0", Q=1)}
     bit = 1
     for k, (x, y) in enumerate(pins):
         last = 1
         for z in range(8 if k in late else 0):
             bit += 1
-            made[f"lut_{k}_{z}"] = cell("TRELLIS_COMB", f"X{x}/Y{y}/SLICE{'ABCD'[z // 2]}.K{z % 2}",
-                                        A=last, F=bit)
+            made[f"lut_{k}_{z}"] = cell("TRELLIS_COMB", f"X{x}/Y{y}/{place_in_slice('K', z)}", A=last, F=bit)
             last = bit
         made[f"last_{k}"] = cell("TRELLIS_FF", f"X{x}/Y{y}/SLICED.FF1", M=last)
     names = {f"net_{k}": {"hide_name": 0, "bits": [k], "attributes": {}} for k in range(1, bit + 1)}
@@ -88,9 +83,9 @@ def run(tmp_path, netlist):
     after = json.loads((tmp_path / "out.json").read_text())
     Placement(Timing(copy.deepcopy(after))).check()
     fed = {}
-    for name, cell in cells(after).items():
+    for name, made in cells(after).items():
         if "_RELAY_" in name:
-            out = cell["connections"]["F"][0]
+            out = made["connections"]["F"][0]
             fed[name] = {other for other, pins in cells(after).items() for pin, bits in
                          pins["connections"].items() if bits == [out] and pin != "F"}
     assert len(fed) == count
@@ -113,10 +108,7 @@ def test_multipliers_of_a_block_keep_their_enable(tmp_path):
     """The four of a block have one wire for it, though they lie in several tiles: it stays on its net."""
     netlist = net((60, 40), (61, 40), (62, 40))
     for k, x in enumerate((60, 61, 64, 65)):
-        cells(netlist)[f"product_{k}"] = {
-            "type": "MULT18X18D", "parameters": {},
-            "attributes": {"NEXTPNR_BEL": f"X{x}/Y34/MULT18_{x - 60}"},
-            "port_directions": {"CE2": "input", "RST0": "input"}, "connections": {"CE2": [1], "RST0": [1]}}
+        cells(netlist)[f"product_{k}"] = cell("MULT18X18D", f"X{x}/Y34/MULT18_{x - 60}", CE2=1, RST0=1)
     fed, after = run(tmp_path, netlist)
     assert fed == {"net_1_RELAY_1": {"last_0", "last_1", "last_2"}}
     for k in range(4):
@@ -125,9 +117,7 @@ def test_multipliers_of_a_block_keep_their_enable(tmp_path):
 
 def test_constants_have_none(tmp_path):
     netlist = net((60, 40), (61, 40), (60, 42))
-    first = cells(netlist)["first"]
-    first["type"], first["attributes"]["NEXTPNR_BEL"] = "TRELLIS_COMB", "X10/Y10/SLICEA.K0"
-    first["connections"], first["port_directions"] = {"F": [1]}, {"F": "output"}
+    cells(netlist)["first"] = cell("TRELLIS_COMB", "X10/Y10/SLICEA.K0", F=1)
     assert run(tmp_path, netlist)[0] == {}
 
 
@@ -168,9 +158,8 @@ def test_full_tiles(tmp_path):
     made = cells(netlist)
     for tile in ((60, 40), (61, 40), (60, 42)):
         for z in range(8):
-            name = f"X{tile[0]}/Y{tile[1]}/SLICE{'ABCD'[z // 2]}.K{z % 2}"
-            made[name] = {"type": "TRELLIS_COMB", "parameters": {}, "attributes": {"NEXTPNR_BEL": name},
-                          "port_directions": {}, "connections": {}}
+            name = f"X{tile[0]}/Y{tile[1]}/{place_in_slice('K', z)}"
+            made[name] = cell("TRELLIS_COMB", name)
     assert run(tmp_path, netlist)[0] == {}
     del made["X61/Y40/SLICEB.K1"]
     fed, after = run(tmp_path, netlist)

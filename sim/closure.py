@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from sim.hold import hold, permuted
 from sim.netlist import nextpnr
 from sim.refine import refine
 from sim.relay import relay
@@ -13,9 +14,10 @@ from sim.repair import repair
 
 __all__ = ["PLACE", "ROUTE", "constrained", "place_and_route", "slack"]
 
-PLACE, ROUTE = ("--placer", "static"), ("--no-pack", "--no-place", "--router", "router1")
+PLACE, ROUTE = ("--placer", "static"), ("--no-pack", "--placer", "heap", "--router", "router1")
 """How nextpnr places and routes: its default placer (heap) leaves a fifth more wire; its other router stops
-short of a full part, with some thousand wires used twice for ever, where router1 takes its time and ends."""
+short of a full part, with some thousand wires used twice for ever, where router1 takes its time and ends.
+When it routes, all places are given (sim/hold.py); heap then has the least to do."""
 AGAIN = 40
 """Sweeps of moves with relays; the first ones are without."""
 KINDS = ("json", "routed.json", "sdf", "config", "log")
@@ -72,10 +74,16 @@ def place_and_route(command: list[str], netlist: Path, seed: int) -> dict:
 
 
 def _route(command: list[str], netlist: Path, name: str, clocks: dict[str, float]) -> dict:
-    """Report of one run of the router, with what the clocks have to reach."""
+    """Report of one run of the router, with what the clocks have to reach. The netlist's places become
+    constraints. RuntimeError where the router mixed the inputs of a cell that takes none elsewhere."""
+    held = json.loads(netlist.read_text())
+    hold(held)
+    netlist.write_text(json.dumps(held))
     files = zip(("--report", "--write", "--sdf", "--textcfg"), KINDS, strict=False)
     options = [word for option, kind in files for word in (option, f"{name}.{kind}")]
     nextpnr([*command, "--json", netlist.name, *ROUTE, *options], netlist.parent, f"{name}.log")
+    if wrong := permuted(json.loads((netlist.parent / f"{name}.routed.json").read_text())):
+        raise RuntimeError(f"{name}: {len(wrong)} inputs permuted that are not alike, first {wrong[0]}")
     report = json.loads((netlist.parent / f"{name}.json").read_text())
     for net, mhz in clocks.items():
         for clock, fmax in report["fmax"].items():

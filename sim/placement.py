@@ -7,7 +7,10 @@ from numpy.typing import NDArray
 from sim.floorplan import ram_sites
 from sim.sta import Timing
 
-__all__ = ["Placement", "place_in_slice", "slot"]
+__all__ = ["STRENGTH", "Placement", "place_in_slice", "slot"]
+
+STRENGTH = "PLACER_STRENGTH"
+"""Attribute that keeps a cell's BEL_STRENGTH where all are held for the router (sim/hold.py)."""
 
 
 def slot(place: str) -> int | None:
@@ -53,7 +56,7 @@ class Placement:
     def _add(self, k: int) -> None:
         timing, cell = self.timing, self.timing.cells[k]
         kind, tile = cell["type"], (self.x[k], self.y[k])
-        fixed = int(cell["attributes"].get("BEL_STRENGTH", "1"), 2) > 1
+        fixed = int(cell["attributes"].get(STRENGTH) or cell["attributes"].get("BEL_STRENGTH", "1"), 2) > 1
         if kind == "DP16KD" and tile in self.blocks:  # one place has a name of its own: what is there stays
             self.blocks[tile] = k
             self.role[k] = "" if fixed else "B"

@@ -3,6 +3,7 @@
 number of turns is over."""
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -24,17 +25,15 @@ KINDS = ("json", "routed.json", "sdf", "config", "log")
 """Files of a routed netlist: report, netlist, delays of its wires, configuration for ecppack, log."""
 REPAIRS, PATIENCE = 12, 3
 """Turns of repair at most, and without a better clock until it is left at that."""
-CROWDED = 1.5
-"""Attempts at each wire from which on the part is too full for repairs: a wire that is then routed again
-pushes out others, and these more, up to a tenth of all (the tile `ecp5`, 3.6 attempts)."""
-LATE = 0.97
+LATE = 0.99
 """A path is repaired that is longer than this share of the shortest clock period."""
 
 
-def place_and_route(command: list[str], netlist: Path, seed: int) -> dict:
+def place_and_route(command: list[str], netlist: Path, seed: int, enough: float = math.inf) -> dict:
     """nextpnr's report (JSON) of one seed, of the best turn.
 
     command: nextpnr with its options for part, constraints and clock, and --timing-allow-fail.
+    enough: MHz that no clock has to exceed, whatever it is constrained to for the placement.
     In the netlist's folder are left seed<n>.placed.json (as nextpnr placed it), seed<n>.place.log and, of
     the best turn, seed<n>. and each of KINDS. RuntimeError where nextpnr fails; a clock that is too slow is
     only reported."""
@@ -43,7 +42,8 @@ def place_and_route(command: list[str], netlist: Path, seed: int) -> dict:
         folder / f"{name}.{kind}.json" for kind in ("placed", "relayed", "unrouted", "routed"))
     nextpnr([*command, "--json", netlist.name, *PLACE, "--no-route", "--write", placed.name,
              "--seed", str(seed)], folder, f"{name}.place.log")
-    clocks = constrained((folder / f"{name}.place.log").read_text())
+    log = (folder / f"{name}.place.log").read_text()
+    clocks = {net: min(mhz, enough) for net, mhz in constrained(log).items()}
     refine(placed, unrouted, seed=seed)
     relay(unrouted, relayed)
     refine(relayed, unrouted, sweeps=AGAIN, seed=seed)
@@ -64,9 +64,6 @@ def place_and_route(command: list[str], netlist: Path, seed: int) -> dict:
                 for kind in KINDS:
                     (folder / f"{name}.turn.{kind}").replace(folder / f"{name}.{kind}")
         if slack(best) >= 1 or turn == REPAIRS or turn == gained + PATIENCE:
-            break
-        if turn == 0 and (tries := attempts((folder / f"{name}.log").read_text())) > CROWDED:
-            print(f"{name}: no repair, the router took {tries:.1f} attempts at each wire", flush=True)
             break
         period = 1000 / max(fmax["constraint"] for fmax in best["fmax"].values())
         repair(routed, folder / f"{name}.sdf", unrouted, LATE * period, seed=1 + turn)
@@ -91,13 +88,6 @@ def _route(command: list[str], netlist: Path, name: str, clocks: dict[str, float
                 fmax["constraint"] = mhz
     (netlist.parent / f"{name}.json").write_text(json.dumps(report))
     return report
-
-
-def attempts(log: str) -> float:
-    """How often router1 routed each wire in the mean, by its log; a wire that gives way is routed again."""
-    wires = re.search(r"Routing (\d+) arcs", log)
-    steps = re.findall(r"Info: +(\d+) \| +\d+ +\d+ \|", log)
-    return int(steps[-1]) / max(1, int(wires[1])) if wires and steps else 1.0
 
 
 def slack(report: dict) -> float:

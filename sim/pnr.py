@@ -78,7 +78,7 @@ class Part:
     """Kinds of places of which the use is printed."""
     logic: Mapping[str, int]
     """Those of them that keep places of LUTs from others, and how many; the kind of a LUT first."""
-    in_steps: Callable[[list[str], Path, int], dict] | None = None
+    in_steps: Callable[[list[str], Path, int, float], dict] | None = None
     """Places and routes, where one run of nextpnr is not all."""
     untimed: str = ""
     """Paths of which nextpnr knows no delay, so that the clock says nothing of them."""
@@ -155,7 +155,7 @@ def place_and_route(netlist: Path, part: Part, constraints: Path, seed: int, fre
     program, *options = (word.format(constraints=beside) for word in part.nextpnr)
     command = [tool(program), *options, "--freq", str(freq)]
     if part.in_steps:
-        return part.in_steps(command, netlist, seed)
+        return part.in_steps(command, netlist, seed, freq)
     files = ["--json", netlist.name, "--report", f"seed{seed}.json"]
     nextpnr([*command, *files, "--seed", str(seed)], folder, f"seed{seed}.log")
     return json.loads((folder / f"seed{seed}.json").read_text())

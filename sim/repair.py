@@ -3,13 +3,15 @@
 nextpnr's router gives each wire what is left; some land far above what their length asks for, and one such
 wire sets the clock. Here the wires of late paths that came out longer than usual are taken out, what is late
 even so moves to better places (sim/refine.py, with the delays of the router for whatever stays), and nextpnr
-routes what is missing, late paths first, on top of the rest.
+routes what is missing, late paths first. Where these wires pass, nets with time to spare make way; all others
+stay, or each wire that has to go would push out others, through a full part without end.
 """
 
 import json
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 from numpy.typing import NDArray
 
 from sim.moves import Moves
@@ -17,12 +19,15 @@ from sim.placement import Placement, slot
 from sim.refine import heat, price, summary
 from sim.sta import Timing, flat
 
-__all__ = ["repair", "unroute"]
+__all__ = ["fix", "repair", "unroute"]
 
 SLOW = 0.15
 """A wire of a late path that is so much (ns) slower than usual for its length is routed again."""
-BEHIND = 1.0
-"""Paths that are earlier than the latest by more (ns) are left alone."""
+BEHIND, SPARE = 0.6, 1.4
+"""Paths that are earlier than the latest by more (ns) are left alone; nets whose paths are earlier than those
+that are not by as much more make way."""
+WEAK, FIXED = "1", "4"
+"""nextpnr's strength of routing that may be taken out for other nets, and of what may if it leads nowhere."""
 
 
 def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: NDArray) -> None:
@@ -52,6 +57,26 @@ def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: NDArray
                 word for step in steps if step[0] not in pins[bit] for word in step)
 
 
+def fix(netlist: dict, timing: Timing, wires: NDArray, spare: NDArray) -> None:
+    """Fix the routing of all nets but those of the wires and, with a pin and its driver on either side of
+    where one of them passes, those with time to spare.
+
+    wires: numbers of wires; spare: of each net, whether it has time."""
+    x, y = (np.sort([at[timing.source], at[timing.sink]], axis=0) for at in (timing.x, timing.y))
+    near = np.zeros(len(timing.bits), bool)
+    for w in wires:
+        meets = (x[0] <= x[1, w]) & (x[1] >= x[0, w]) & (y[0] <= y[1, w]) & (y[1] >= y[0, w])
+        near[timing.net[meets]] = True
+    free = near & spare
+    free[timing.net[wires]] = True
+    weak = {timing.bits[k] for k in np.flatnonzero(free)}
+    for net in flat(netlist)["netnames"].values():
+        if routing := net["attributes"].get("ROUTING"):
+            words = routing.split(";")
+            words[2::3] = [WEAK if net["bits"][0] in weak else FIXED] * len(words[2::3])
+            net["attributes"]["ROUTING"] = ";".join(words)
+
+
 def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, sweeps: int = 40) -> None:
     """Routed netlist and the delays of its wires in, a netlist to be routed on out; `late` (ns): paths that
     are longer are repaired."""
@@ -62,6 +87,8 @@ def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, 
     arrivals = timing.update()
     late = max(late, arrivals.max() - BEHIND)
     slow = timing.slow(late, SLOW)
+    longest = np.zeros(len(timing.bits))
+    np.maximum.at(longest, timing.net, timing.through())
     timing.forget(slow)
     before, best = placement.bels(), timing.update()
     print(f"repair: {summary(arrivals)}; {(arrivals > late).sum()} over {late:.2f}; {len(slow)} wires slow, "
@@ -78,7 +105,11 @@ def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, 
     moved = [k for k, (a, b) in enumerate(zip(before, places, strict=True)) if a != b]
     for k in moved:
         timing.cells[k]["attributes"]["NEXTPNR_BEL"] = places[k]
-    unroute(netlist, timing, set(moved), slow)
+    after = Timing(netlist)
+    Placement(after).check()
+    unroute(netlist, after, set(moved), slow)
+    missing = np.isin(after.source, moved) | np.isin(after.sink, moved)
+    missing[slow] = True
+    fix(netlist, after, np.flatnonzero(missing), longest < late - SPARE)
     print(f"repair: {len(moved)} cells moved, estimated latest {best.max():.2f} ns", flush=True)
-    Placement(Timing(netlist)).check()
     repaired.write_text(json.dumps(netlist))

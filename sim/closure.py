@@ -11,7 +11,7 @@ from sim.hold import hold, permuted
 from sim.netlist import nextpnr
 from sim.refine import refine
 from sim.relay import relay
-from sim.repair import repair
+from sim.repair import SLOW, repair
 
 __all__ = ["PLACE", "ROUTE", "constrained", "place_and_route", "slack"]
 
@@ -23,6 +23,9 @@ AGAIN = 40
 """Sweeps of moves with relays; the first ones are without."""
 KINDS = ("json", "routed.json", "sdf", "config", "log")
 """Files of a routed netlist: report, netlist, delays of its wires, configuration for ecppack, log."""
+HARDER = 3
+"""After a turn without a better clock, wires count as slow that are slower by so many times: a wire that came
+out slow again stays as it is, and the cells at its ends move instead."""
 REPAIRS, PATIENCE = 12, 3
 """Turns of repair at most, and without a better clock until it is left at that."""
 LATE = 0.99
@@ -66,7 +69,8 @@ def place_and_route(command: list[str], netlist: Path, seed: int, enough: float 
         if slack(best) >= 1 or turn == REPAIRS or turn == gained + PATIENCE:
             break
         period = 1000 / max(fmax["constraint"] for fmax in best["fmax"].values())
-        repair(routed, folder / f"{name}.sdf", unrouted, LATE * period, seed=1 + turn)
+        repair(routed, folder / f"{name}.sdf", unrouted, LATE * period, seed=1 + turn,
+               slow=SLOW * HARDER ** (turn - gained))
     return best
 
 

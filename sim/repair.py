@@ -19,10 +19,10 @@ from sim.placement import Placement, slot
 from sim.refine import heat, price, summary
 from sim.sta import Timing, flat
 
-__all__ = ["fix", "repair", "unroute"]
+__all__ = ["SLOW", "fix", "repair", "unroute"]
 
 SLOW = 0.15
-"""A wire of a late path that is so much (ns) slower than usual for its length is routed again."""
+"""ns; more than other wires of the same length take by chance."""
 BEHIND, SPARE = 0.6, 1.4
 """Paths that are earlier than the latest by more (ns) are left alone; nets whose paths are earlier than those
 that are not by as much more make way."""
@@ -77,21 +77,25 @@ def fix(netlist: dict, timing: Timing, wires: NDArray, spare: NDArray) -> None:
             net["attributes"]["ROUTING"] = ";".join(words)
 
 
-def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, sweeps: int = 40) -> None:
-    """Routed netlist and the delays of its wires in, a netlist to be routed on out; `late` (ns): paths that
-    are longer are repaired."""
+def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, sweeps: int = 40,
+           slow: float = SLOW) -> None:
+    """Routed netlist and the delays of its wires in, a netlist to be routed on out.
+
+    late: paths that are longer (ns) are repaired. slow: wires of theirs that take so much (ns) more than usual
+    for their length are routed again, and taken to be as usual then; the others stay as they are or, where a
+    cell moves, are routed again too."""
     netlist = json.loads(routed.read_text())
     timing = Timing(netlist)
     placement = Moves(timing, seed)
     timing.measure(sdf.read_text())
     arrivals = timing.update()
     late = max(late, arrivals.max() - BEHIND)
-    slow = timing.slow(late, SLOW)
+    again = timing.slow(late, slow)
     longest = np.zeros(len(timing.bits))
     np.maximum.at(longest, timing.net, timing.through())
-    timing.forget(slow)
+    timing.forget(again)
     before, best = placement.bels(), timing.update()
-    print(f"repair: {summary(arrivals)}; {(arrivals > late).sum()} over {late:.2f}; {len(slow)} wires slow, "
+    print(f"repair: {summary(arrivals)}; {(arrivals > late).sum()} over {late:.2f}; {len(again)} wires slow, "
           f"without these latest {best.max():.2f} ns", flush=True)
     places = before
     for sweep in range(sweeps):
@@ -107,9 +111,9 @@ def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, 
         timing.cells[k]["attributes"]["NEXTPNR_BEL"] = places[k]
     after = Timing(netlist)
     Placement(after).check()
-    unroute(netlist, after, set(moved), slow)
+    unroute(netlist, after, set(moved), again)
     missing = np.isin(after.source, moved) | np.isin(after.sink, moved)
-    missing[slow] = True
+    missing[again] = True
     fix(netlist, after, np.flatnonzero(missing), longest < late - SPARE)
     print(f"repair: {len(moved)} cells moved, estimated latest {best.max():.2f} ns", flush=True)
     repaired.write_text(json.dumps(netlist))

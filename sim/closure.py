@@ -11,7 +11,7 @@ from sim.hold import hold, permuted
 from sim.netlist import nextpnr
 from sim.refine import refine
 from sim.relay import relay
-from sim.repair import SLOW, repair
+from sim.repair import repair
 
 __all__ = ["PLACE", "ROUTE", "constrained", "place_and_route", "slack"]
 
@@ -23,13 +23,12 @@ AGAIN = 40
 """Sweeps of moves with relays; the first ones are without."""
 KINDS = ("json", "routed.json", "sdf", "config", "log")
 """Files of a routed netlist: report, netlist, delays of its wires, configuration for ecppack, log."""
-HARDER = 3
-"""After a turn without a better clock, wires count as slow that are slower by so many times: a wire that came
-out slow again stays as it is, and the cells at its ends move instead."""
-REPAIRS, PATIENCE = 12, 3
-"""Turns of repair at most, and without a better clock until it is left at that."""
-LATE = 0.99
-"""A path is repaired that is longer than this share of the shortest clock period."""
+REPAIRS = 12
+"""Turns of repair at most."""
+HARDER = (0.99, 0.15), (0.99, 0.45), (0.97, 1.35)
+"""What is repaired, by the turns without a better clock before, after the last of which it is left at that:
+paths longer than a share of the shortest clock period, and their wires that are slower than usual by so much
+(ns). A wire that came out slow again stays as it is, and the cells at its ends move instead."""
 
 
 def place_and_route(command: list[str], netlist: Path, seed: int, enough: float = math.inf) -> dict:
@@ -66,11 +65,11 @@ def place_and_route(command: list[str], netlist: Path, seed: int, enough: float 
                 best, gained = report, turn
                 for kind in KINDS:
                     (folder / f"{name}.turn.{kind}").replace(folder / f"{name}.{kind}")
-        if slack(best) >= 1 or turn == REPAIRS or turn == gained + PATIENCE:
+        if slack(best) >= 1 or turn == REPAIRS or turn == gained + len(HARDER):
             break
         period = 1000 / max(fmax["constraint"] for fmax in best["fmax"].values())
-        repair(routed, folder / f"{name}.sdf", unrouted, LATE * period, seed=1 + turn,
-               slow=SLOW * HARDER ** (turn - gained))
+        late, slow = HARDER[turn - gained]
+        repair(routed, folder / f"{name}.sdf", unrouted, late * period, slow, seed=1 + turn)
     return best
 
 

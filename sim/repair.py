@@ -19,10 +19,8 @@ from sim.placement import Placement, slot
 from sim.refine import heat, price, summary
 from sim.sta import Timing, flat
 
-__all__ = ["SLOW", "fix", "repair", "unroute"]
+__all__ = ["fix", "repair", "unroute"]
 
-SLOW = 0.15
-"""ns; more than other wires of the same length take by chance."""
 BEHIND, SPARE = 0.6, 1.4
 """Paths that are earlier than the latest by more (ns) are left alone; nets whose paths are earlier than those
 that are not by as much more make way."""
@@ -77,13 +75,13 @@ def fix(netlist: dict, timing: Timing, wires: NDArray, spare: NDArray) -> None:
             net["attributes"]["ROUTING"] = ";".join(words)
 
 
-def repair(routed: Path, sdf: Path, repaired: Path, late: float, seed: int = 1, sweeps: int = 40,
-           slow: float = SLOW) -> None:
+def repair(routed: Path, sdf: Path, repaired: Path, late: float, slow: float, seed: int = 1,
+           sweeps: int = 40) -> None:
     """Routed netlist and the delays of its wires in, a netlist to be routed on out.
 
-    late: paths that are longer (ns) are repaired. slow: wires of theirs that take so much (ns) more than usual
-    for their length are routed again, and taken to be as usual then; the others stay as they are or, where a
-    cell moves, are routed again too."""
+    late: paths that are longer (ns) are repaired. slow: wires of theirs that take so much (ns) more than
+    usual for their length are routed again, and taken to be as usual then; the others stay as they are or,
+    where a cell moves, are routed again too."""
     netlist = json.loads(routed.read_text())
     timing = Timing(netlist)
     placement = Moves(timing, seed)

@@ -85,7 +85,7 @@ def test_held_cells_keep_what_the_placer_may_move():
 def test_repair(folder):
     (fmax,) = json.loads((folder / "first.json").read_text())["fmax"].values()
     routed, repaired = folder / "first.routed.json", folder / "repaired.json"
-    repair(routed, folder / "first.sdf", repaired, late=0.0)
+    repair(routed, folder / "first.sdf", repaired, late=0.0, slow=0.15)
     before, after = json.loads(routed.read_text()), json.loads(repaired.read_text())
     Placement(Timing(copy.deepcopy(after))).check()
     driven: set[int] = set()  # nets of moved cells

@@ -1,6 +1,8 @@
 """Place and route: the wrapper, the tables and one small design all the way through the tools."""
 import json
+import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from amaranth import Module, Signal
@@ -61,6 +63,14 @@ def test_place_and_route(netlist):
     assert not pnr.measured_late(*routed, 1000 / fmax + 0.01)
     misses = pnr.measured_late(*routed, 0.9)
     assert misses["late"][0][0] > 0.9 and misses["late"][0][1].startswith("inner.late.held")
+
+
+def test_what_is_enough(tmp_path):
+    """The part's constraints ask for more than has to be reached, a user's own do not."""
+    part = replace(pnr.PARTS["ecp5"], in_steps=lambda command, netlist, seed, enough: {"enough": enough})
+    for constraints, enough in (part.constraints, 100.0), (tmp_path / "own.lpf", math.inf):
+        found = pnr.place_and_route(tmp_path / "netlist.json", part, constraints, 1, 100.0)
+        assert found == {"enough": enough}
 
 
 def test_same_netlist_is_kept(netlist):

@@ -75,7 +75,7 @@ def place_and_route(command: list[str], netlist: Path, seed: int, enough: float 
 
 def _route(command: list[str], netlist: Path, name: str, clocks: dict[str, float]) -> dict:
     """Report of one run of the router, with what the clocks have to reach. The netlist's places become
-    constraints. RuntimeError where the router mixed the inputs of a cell that takes none elsewhere."""
+    constraints. RuntimeError where nextpnr fails or its router permuted inputs that are not alike."""
     held = json.loads(netlist.read_text())
     hold(held)
     netlist.write_text(json.dumps(held))

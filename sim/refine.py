@@ -4,8 +4,7 @@ nextpnr places for short wires and looks at timing on the side: of a path of nin
 from the last though first and last register are neighbours. Here a placed netlist (`nextpnr --write`) is
 timed, and whatever lies on late paths moves to where the paths through it are shortest: LUTs, registers,
 pairs of both, the late LUTs of a tile together, block RAMs, and whole tiles, as LUT RAM and carry chains keep
-their shape. Nothing but places (`NEXTPNR_BEL`) changes; nextpnr goes on from there with
-`--no-pack --no-place`.
+their shape. Nothing but places (`NEXTPNR_BEL`) changes; nextpnr goes on from there (sim/closure.py).
 """
 
 import json

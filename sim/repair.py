@@ -25,7 +25,7 @@ BEHIND, SPARE = 0.6, 1.4
 """Paths that are earlier than the latest by more (ns) are left alone; nets whose paths are earlier than those
 that are not by as much more make way."""
 WEAK, FIXED = "1", "4"
-"""nextpnr's strength of routing that may be taken out for other nets, and of what may if it leads nowhere."""
+"""nextpnr's strengths of routing: may be taken out for other nets; only where it leads nowhere."""
 
 
 def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: NDArray) -> None:
@@ -56,8 +56,8 @@ def unroute(netlist: dict, timing: Timing, moved: Collection[int], slow: NDArray
 
 
 def fix(netlist: dict, timing: Timing, wires: NDArray, spare: NDArray) -> None:
-    """Fix the routing of all nets but those of the wires and, with a pin and its driver on either side of
-    where one of them passes, those with time to spare.
+    """Fix the routing of all nets but those of the wires and, of nets with time to spare, those with a wire
+    whose box, from driver to pin, meets the box of one of them.
 
     wires: numbers of wires; spare: of each net, whether it has time."""
     x, y = (np.sort([at[timing.source], at[timing.sink]], axis=0) for at in (timing.x, timing.y))

@@ -13,7 +13,7 @@ from sim.refine import refine
 from sim.relay import relay
 from sim.repair import repair
 
-__all__ = ["PLACE", "ROUTE", "constrained", "place_and_route", "slack"]
+__all__ = ["PLACE", "constrained", "place_and_route", "slack"]
 
 PLACE, ROUTE = ("--placer", "static"), ("--no-pack", "--placer", "heap", "--router", "router1")
 """How nextpnr places and routes: its default placer (heap) leaves a fifth more wire; its other router stops

@@ -14,11 +14,10 @@ from pathlib import Path
 from amaranth.lib import wiring
 
 from sim.floorplan import floorplan
-from sim.netlist import make
+from sim.netlist import FANOUT, make, split_registers
 
 __all__ = [
-    "SYNTH", "absorb_registers", "cut_chains", "finish", "global_controls", "split_registers", "synthesise",
-    "unit_resets",
+    "SYNTH", "absorb_registers", "cut_chains", "finish", "global_controls", "synthesise", "unit_resets",
 ]
 
 MAP = Path(__file__).parent / "data" / "ecp5_map.v"
@@ -52,8 +51,6 @@ their row (hw/memory.py): -no-rw-check says so of Verilog, sim/netlist.py of RTL
 
 SHALLOW = """setattr -set ram_style "distributed" t:$mem_v2 r:SIZE<={depth} %i
 """
-FANOUT = 48
-"""Pins that read one register at most."""
 SHARED = 1000
 """Registers that share a reset or an enable from which on it is worth a network of the clocks'."""
 GLOBALS = 7
@@ -200,33 +197,6 @@ def _around(name: str) -> Iterator[str]:
         yield name
 
 
-def split_registers(netlist: dict, most: int) -> None:
-    """Copies of the registers of a JSON netlist that more than `most` pins read, in place: one for every
-    `most` of them, in the order of the names of what reads. nextpnr does not do so by itself, and one wire to
-    pins all over the part is slow."""
-    for module in netlist["modules"].values():
-        cells, last = module["cells"], max(
-            bit for net in module["netnames"].values() for bit in net["bits"] if isinstance(bit, int))
-        readers: dict[int, list[tuple[str, str, int]]] = {}
-        for name, cell in cells.items():
-            for pin, bits in cell["connections"].items():
-                if cell["port_directions"][pin] != "output":
-                    for k, bit in enumerate(bits):
-                        readers.setdefault(bit, []).append((name, pin, k))
-        for name in [name for name, cell in cells.items() if cell["type"] == "TRELLIS_FF"]:
-            q = cells[name]["connections"]["Q"][0]
-            pins = sorted(readers.get(q, ()), key=lambda at: [
-                int(part) if part.isdigit() else part for part in re.split(r"(\d+)", at[0])])
-            for copy in range(1, -(-len(pins) // most)):
-                last += 1
-                cells[f"{name}_copy{copy}"] = {
-                    **cells[name], "connections": {**cells[name]["connections"], "Q": [last]}}
-                module["netnames"][f"{name}_copy{copy}_Q"] = {
-                    "hide_name": 1, "bits": [last], "attributes": cells[name].get("attributes", {})}
-                for reader, pin, k in pins[copy * most : (copy + 1) * most]:
-                    cells[reader]["connections"][pin][k] = last
-
-
 def global_controls(netlist: dict, least: int) -> None:
     """The resets and enables that at least `least` registers of a JSON netlist share, those of the most
     registers first, on the clocks' network, in place: nextpnr leaves them to the fabric, of which a reset of
@@ -259,8 +229,8 @@ def synthesise(top: wiring.Component, folder: Path, shallow: int = 0) -> Path:
     """`sim.netlist.make` in ECP5 cells. Memories of up to `shallow` words are LUTs, for a part that runs out
     of block RAM first."""
     script = (COARSE + (SHALLOW.format(depth=shallow) if shallow else "") + CELLS).format(top="top")
-    passes = "".join(Path(__file__).with_name(name).read_text() for name in ("ecp5.py", "floorplan.py"))
-    return make(top, folder, script, {MAP.name: MAP.read_text()}, finish, passes)
+    return make(top, folder, script, {MAP.name: MAP.read_text()}, finish,
+                ("ecp5.py", "floorplan.py", "netlist.py"))
 
 
 def finish(netlist: dict) -> None:
@@ -269,5 +239,5 @@ def finish(netlist: dict) -> None:
     absorb_registers(netlist)
     unit_resets(netlist)
     global_controls(netlist, SHARED)
-    split_registers(netlist, FANOUT)
+    split_registers(netlist, "TRELLIS_FF", FANOUT)
     floorplan(netlist)

@@ -1,14 +1,13 @@
 """A design in Gowin GW5A cells for nextpnr-himbaechel: Yosys' synth_gowin, and products in DSP blocks, for
 which it has no map in this family (sim/data/gw5a_map.v is ours)."""
 
-from inspect import getsource
 from pathlib import Path
 
 from amaranth.lib import wiring
 
-from sim.netlist import make
+from sim.netlist import FANOUT, make, split_registers
 
-__all__ = ["MAP", "MULTIPLIERS", "PLACE", "SYNTH", "THROUGH", "show_delays", "synthesise"]
+__all__ = ["MAP", "MULTIPLIERS", "PLACE", "SYNTH", "THROUGH", "finish", "show_delays", "synthesise"]
 
 MAP = Path(__file__).parent / "data" / "gw5a_map.v"
 OPTIONS = "synth_gowin -family gw5a -nowidelut -no-rw-check -noiopads -top {top} -run"
@@ -76,4 +75,10 @@ def show_delays(netlist: dict) -> None:
 def synthesise(top: wiring.Component, folder: Path) -> Path:
     """`sim.netlist.make` in GW5A cells."""
     script = SYNTH.format(top="top") + PADS
-    return make(top, folder, script, {MAP.name: MAP.read_text()}, show_delays, getsource(show_delays))
+    return make(top, folder, script, {MAP.name: MAP.read_text()}, finish, ("gowin.py", "netlist.py"))
+
+
+def finish(netlist: dict) -> None:
+    """What nextpnr does not do by itself, in place."""
+    split_registers(netlist, "DFF", FANOUT)
+    show_delays(netlist)

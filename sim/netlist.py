@@ -5,7 +5,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from amaranth.back import rtlil
@@ -14,7 +14,10 @@ from amaranth.lib import wiring
 
 from hw.export import flat_ports
 
-__all__ = ["make", "nextpnr", "no_collisions", "plain_names", "tool"]
+__all__ = ["FANOUT", "make", "nextpnr", "no_collisions", "plain_names", "split_registers", "tool"]
+
+FANOUT = 48
+"""Pins that read one register at most (`split_registers`)."""
 
 
 def tool(name: str) -> str:
@@ -46,11 +49,11 @@ def no_collisions(text: str) -> str:
 
 def make(
     top: wiring.Component, folder: Path, script: str, files: Mapping[str, str],
-    finish: Callable[[dict], None] = lambda netlist: None, finished_by: str = "",
+    finish: Callable[[dict], None] = lambda netlist: None, finished_by: Collection[str] = (),
 ) -> Path:
     """`folder`/netlist.json: `top` (module name: top) after the Yosys commands of `script`, which may read
-    `files` (name -> text), and after `finish`, which edits the netlist in place and is described by
-    `finished_by`. Python source lines are on the nets; beside it netlist.txt (counts), yosys.log, top.il.
+    `files` (name -> text), and after `finish`, which edits the netlist in place and is what these files of
+    this folder say. Python source lines are on the nets; beside it netlist.txt (counts), yosys.log, top.il.
     Made again only if the design or one of these changed. CalledProcessError if Yosys fails."""
     folder.mkdir(parents=True, exist_ok=True)
     ports = {
@@ -58,7 +61,8 @@ def make(
         for name, (value, way) in flat_ports(top).items()
     }
     text = no_collisions(plain_names(rtlil.convert(top, name="top", ports=ports, emit_src=True)))
-    key = hashlib.sha256("\n".join([script, finished_by, *files.values(), text]).encode()).hexdigest()
+    passes = [Path(__file__).with_name(name).read_text() for name in finished_by]
+    key = hashlib.sha256("\n".join([script, *passes, *files.values(), text]).encode()).hexdigest()
     netlist, mark = folder / "netlist.json", folder / "netlist.sha256"
     if netlist.exists() and mark.exists() and mark.read_text() == key:
         return netlist
@@ -77,3 +81,31 @@ def make(
     netlist.write_text(json.dumps(design))
     mark.write_text(key)
     return netlist
+
+
+def split_registers(netlist: dict, kind: str, most: int) -> None:
+    """Copies of the registers of a JSON netlist (cells whose type starts with `kind`) that more than `most`
+    pins read, in place: one for every `most` of them, in the order of the names of what reads. nextpnr does
+    not do so by itself, and one wire to pins all over the part is slow."""
+    for module in netlist["modules"].values():
+        cells = module["cells"]
+        nets = (bit for net in module["netnames"].values() for bit in net["bits"] if isinstance(bit, int))
+        last = max(nets, default=1)
+        readers: dict[int, list[tuple[str, str, int]]] = {}
+        for name, cell in cells.items():
+            for pin, bits in cell["connections"].items():
+                if cell["port_directions"][pin] != "output":
+                    for k, bit in enumerate(bits):
+                        readers.setdefault(bit, []).append((name, pin, k))
+        for name in [name for name, cell in cells.items() if cell["type"].startswith(kind)]:
+            q = cells[name]["connections"]["Q"][0]
+            pins = sorted(readers.get(q, ()), key=lambda at: [
+                int(part) if part.isdigit() else part for part in re.split(r"(\d+)", at[0])])
+            for copy in range(1, -(-len(pins) // most)):
+                last += 1
+                cells[f"{name}_copy{copy}"] = {
+                    **cells[name], "connections": {**cells[name]["connections"], "Q": [last]}}
+                module["netnames"][f"{name}_copy{copy}_Q"] = {
+                    "hide_name": 1, "bits": [last], "attributes": cells[name].get("attributes", {})}
+                for reader, pin, k in pins[copy * most : (copy + 1) * most]:
+                    cells[reader]["connections"][pin][k] = last

@@ -19,11 +19,10 @@ from sim.ecp5 import (
     absorb_registers,
     cut_chains,
     global_controls,
-    split_registers,
     synthesise,
     unit_resets,
 )
-from sim.netlist import no_collisions, plain_names, tool
+from sim.netlist import no_collisions, plain_names, split_registers, tool
 
 SUMS = """
 module sums(input [W-1:0] a, b, input minus, c, output [W-1:0] s, d, e, output lt, ge, slt, output [W:0] t);
@@ -162,7 +161,7 @@ def test_split_registers():
              "alone": cell("TRELLIS_FF", DI=[4], CLK=[2], Q=[5])}
     cells |= {f"l{k}": cell("LUT4", A=[4], Z=[10 + k]) for k in (10, 9, 2, 0)}
     module = {"cells": cells, "netnames": {"top": {"bits": [30]}}, "ports": {"o": {"bits": [4]}}}
-    split_registers({"modules": {"top": module}}, 2)
+    split_registers({"modules": {"top": module}}, "TRELLIS", 2)
     reads = {name: (c["connections"].get("A") or c["connections"]["DI"])[0] for name, c in cells.items()}
     copies = {name: c["connections"]["Q"][0] for name, c in cells.items() if c["type"] == "TRELLIS_FF"}
     assert copies == {"r": 4, "alone": 5, "r_copy1": 31, "r_copy2": 32}

@@ -13,8 +13,8 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 
 from sim import pnr
-from sim.gowin import MAP, MULTIPLIERS, synthesise
-from sim.netlist import tool
+from sim.gowin import MAP, MULTIPLIERS, finish, synthesise
+from sim.netlist import FANOUT, tool
 
 PRODUCT = """
 module product(input {sign} [{a}:0] a, input {sign} [{b}:0] b, output {sign} [{y}:0] y);
@@ -123,6 +123,22 @@ def test_place_and_route(netlist):
     assert len(report["detailed_net_timings"]) == flops - 1 - 16  # not from pad or product
     assert float(lines[-1].split()[0]) == pytest.approx(1000 / fmax, abs=0.02)
     assert all(re.search(r"(near )?sim/\w+.py:\d+$", line) for line in lines)
+
+
+def test_finish_splits_registers_then_shows_their_delays():
+    """A register with a reader too many is two, each with a LUT of its own before it."""
+    cells = {"r": {"type": "DFFRE", "connections": {"D": [2], "CLK": [3], "Q": [4]}, "port_directions": {
+        "D": "input", "CLK": "input", "Q": "output"}, "attributes": {}}}
+    cells |= {f"l{k}": {"type": "LUT1", "connections": {"I0": [4], "F": [10 + k]}, "port_directions": {
+        "I0": "input", "F": "output"}, "parameters": {"INIT": "01"}} for k in range(FANOUT + 1)}
+    finish({"modules": {"top": {"cells": cells, "netnames": {"all": {"bits": list(range(2, 12 + FANOUT))}}}}})
+    assert sum(cell["type"] == "LUT4" for cell in cells.values()) == FANOUT + 1 + 2
+    registers = {name: cell["connections"] for name, cell in cells.items() if cell["type"] == "DFFRE"}
+    assert len(registers) == 2
+    for name, pins in registers.items():
+        assert cells[f"{name}_THROUGH"]["connections"] == {"I3": [2], "F": pins["D"]}
+        readers = sum(cell["connections"].get("I0") == pins["Q"] for cell in cells.values())
+        assert 0 < readers <= FANOUT
 
 
 def test_a_full_part_is_an_error(monkeypatch, capsys, tmp_path):

@@ -30,11 +30,12 @@ opt_clean
 """What synth_gowin does before multipliers of older families are mapped, then those of this one, then all of
 its own again. Wide multiplexers take more LUTs than they save, as on the ECP5. The warnings left out are of
 Yosys' own maps of block RAM."""
-PLACE = ("--placer-heap-beta", "0.5", "--router", "router2", "--timing-allow-fail",
-         "--detailed-timing-report")
+PLACE = ("--placer-heap-beta", "0.5", "--placer-heap-timingweight", "50", "--router", "router2",
+         "--timing-allow-fail", "--detailed-timing-report")
 """How nextpnr places, routes and reports. With its default of 0.9 of the places of an area in use, few cells
-find one near where they should be: registers next to each other have to share their controls. Its default
-router is several times slower."""
+find one near where they should be: registers next to each other have to share their controls. With its
+default of 10 for the weight of late paths, these wander over the part. Its default router is several times
+slower."""
 THROUGH = "_THROUGH"
 """End of the names of LUTs that only lead to a register."""
 PADS = """iopadmap -bits -inpad IBUF O:I -outpad OBUF I:O

@@ -14,7 +14,7 @@ from pathlib import Path
 from amaranth.lib import wiring
 
 from sim.floorplan import floorplan
-from sim.netlist import FANOUT, make, split_registers
+from sim.netlist import FANOUT, last_bit, make, split_registers
 
 __all__ = [
     "SYNTH", "absorb_registers", "cut_chains", "finish", "global_controls", "synthesise", "unit_resets",
@@ -203,8 +203,7 @@ def global_controls(netlist: dict, least: int) -> None:
     everything takes wires in every tile. What else reads them stays. Of the part's networks 8 lead to such
     pins; one is the clock's."""
     for module in netlist["modules"].values():
-        cells, last = module["cells"], max(
-            bit for net in module["netnames"].values() for bit in net["bits"] if isinstance(bit, int))
+        cells, last = module["cells"], last_bit(module)
         pins: dict[int, list[tuple[str, str]]] = {}
         for name, cell in cells.items():
             if cell["type"] == "TRELLIS_FF":

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from amaranth.lib import wiring
 
-from sim.netlist import FANOUT, make, split_registers
+from sim.netlist import FANOUT, last_bit, make, split_registers
 
 __all__ = ["MAP", "MULTIPLIERS", "PLACE", "SYNTH", "THROUGH", "finish", "show_delays", "synthesise"]
 
@@ -47,8 +47,7 @@ def show_delays(netlist: dict) -> None:
     is one. And the data of a register come through the LUT before it: where there is none, nextpnr adds one
     after placement and then takes the path as none at all."""
     top = netlist["modules"]["top"]
-    cells, last = top["cells"], max(
-        bit for net in top["netnames"].values() for bit in net["bits"] if isinstance(bit, int))
+    cells, last = top["cells"], last_bit(top)
     direct: set[int] = set()
     fixed: set[int] = set()
     for cell in cells.values():

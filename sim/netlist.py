@@ -14,7 +14,9 @@ from amaranth.lib import wiring
 
 from hw.export import flat_ports
 
-__all__ = ["FANOUT", "make", "nextpnr", "no_collisions", "plain_names", "split_registers", "tool"]
+__all__ = [
+    "FANOUT", "last_bit", "make", "nextpnr", "no_collisions", "plain_names", "split_registers", "tool",
+]
 
 FANOUT = 48
 """Pins that read one register at most (`split_registers`)."""
@@ -83,14 +85,18 @@ def make(
     return netlist
 
 
+def last_bit(module: dict) -> int:
+    """The highest number of a net's bit in a module of a JSON netlist; those above are free."""
+    return max((bit for net in module["netnames"].values() for bit in net["bits"] if isinstance(bit, int)),
+               default=1)
+
+
 def split_registers(netlist: dict, kind: str, most: int) -> None:
     """Copies of the registers of a JSON netlist (cells whose type starts with `kind`) that more than `most`
     pins read, in place: one for every `most` of them, in the order of the names of what reads. nextpnr does
     not do so by itself, and one wire to pins all over the part is slow."""
     for module in netlist["modules"].values():
-        cells = module["cells"]
-        nets = (bit for net in module["netnames"].values() for bit in net["bits"] if isinstance(bit, int))
-        last = max(nets, default=1)
+        cells, last = module["cells"], last_bit(module)
         readers: dict[int, list[tuple[str, str, int]]] = {}
         for name, cell in cells.items():
             for pin, bits in cell["connections"].items():
